@@ -1,0 +1,26 @@
+# make demo: set up and run everything once on the embedded data.  make test: set up and run the tests.
+PYTHON ?= python3.11
+VENV ?= .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check clean
+
+demo: $(STAMP)
+	$(VENV)/bin/matloom demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[dev]' $(PIP_EXTRA)
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs mlflow.db mlruns
