@@ -1,0 +1,30 @@
+"""The feature contract: a step turns what a source gave into the arrays of one modality."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from shards.schema import Kind, ModalitySpec, Strict, Value
+from shards.sources.base import Record
+
+
+class Feature(Strict):
+    """A feature step; its fields are its parameters and go into the manifest.
+
+    Attributes
+    ----------
+    kind : str
+        Kind of the modality that it makes (class attribute).
+    """
+
+    kind: ClassVar[Kind]
+    step: str
+
+    @abstractmethod
+    def spec(self, name: str) -> ModalitySpec:
+        """Return the spec of the modality called ``name`` that this step makes."""
+
+    @abstractmethod
+    def __call__(self, record: Record) -> Value | None:
+        """Return the modality's value, or None where the record lacks what it is made of."""

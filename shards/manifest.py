@@ -1,0 +1,97 @@
+"""The manifest of a data set: schema, shards, coverage, label statistics and splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from shards.errors import DataError, suggest
+from shards.schema import ModalitySpec, Strict
+
+MANIFEST = "manifest.json"
+FORMAT = "matloom-shards-1"
+# a file of the data set's own folder: no path leads out of it
+FILE_NAME = r"^\w[\w.-]*$"
+
+
+class ShardEntry(Strict):
+    """One shard: tar file, index file, their sha256 and what they hold."""
+
+    file: str = Field(pattern=FILE_NAME)
+    sha256: str
+    bytes: int
+    index: str = Field(pattern=FILE_NAME)
+    index_sha256: str
+    samples: int
+
+
+class LabelStats(Strict):
+    """Statistics of one label over the samples that have it."""
+
+    count: int
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+class Split(Strict):
+    """A division of the data set into named parts.
+
+    Attributes
+    ----------
+    by : str
+        What is kept together: ``id``, ``group`` or the name of a tag such as ``chemical_system``.
+    seed : int
+        Seed of the division.
+    ids : dict of str to list of str
+        Part (``train``, ``val``, ``test``) to sample ids.
+    """
+
+    by: str
+    seed: int
+    ids: dict[str, list[str]]
+
+
+class Manifest(Strict):
+    """Everything about a data set but the samples themselves."""
+
+    format: str = FORMAT
+    name: str
+    modalities: dict[str, ModalitySpec]
+    shards: list[ShardEntry]
+    samples: int
+    coverage: dict[str, int]
+    labels: dict[str, LabelStats]
+    splits: dict[str, Split] = {}
+    quarantined: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    source: str = ""
+
+    def split(self, name: str) -> Split:
+        """Return a split by name, or raise `DataError` with a suggestion."""
+        if name not in self.splits:
+            raise DataError(f"data set '{self.name}' has no split '{name}'", why=suggest(name, self.splits))
+        return self.splits[name]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a data set's manifest, or raise `DataError` saying what is wrong with it."""
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            "this is no data set", where=folder, why=f"it has no {MANIFEST}", do="matloom shards build SOURCE FOLDER"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            "the manifest is damaged or of another version",
+            where=path,
+            why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+        ) from None
+    if manifest.format != FORMAT:
+        raise DataError("the manifest is of another version", where=path, why=f"{manifest.format}, not {FORMAT}")
+    return manifest
