@@ -1,0 +1,195 @@
+"""The recipe: one TOML file, parsed into typed models; an unknown key is an error that suggests the right one."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pretrain.encoders.base import ENCODERS
+from pretrain.objectives.base import OBJECTIVES
+from pretrain.plugins import Options, config_error
+from shards.augment import Augment
+from shards.errors import ConfigError
+from shards.schema import Strict
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class DataConfig(Strict):
+    """Where the samples come from.
+
+    Attributes
+    ----------
+    path : str
+        A folder of shards, or ``embedded:NAME``.
+    split : str
+        Split of the manifest; its parts ``train`` and ``val`` are used here, ``test`` never.
+    batch_size : int
+        GLOBAL batch size, over all ranks.
+    """
+
+    path: str
+    split: str = "chemical_system"
+    batch_size: int = Field(128, gt=0)
+
+
+class ModalityConfig(Strict):
+    """One modality: its encoder (a plug-in's table) and its augmentation in training."""
+
+    encoder: dict[str, Any]
+    augment: Augment = Augment()
+
+
+class ProjectionConfig(Strict):
+    """Maps an encoder's vector to the shared space: ``linear``, or ``mlp`` with one hidden layer of ``hidden``."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+    dim: int = Field(128, gt=0)
+    hidden: int = Field(256, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class OptimConfig(Strict):
+    """AdamW with linear warm-up and a cosine schedule.
+
+    Attributes
+    ----------
+    lr, min_lr : float
+        Peak and final learning rate.
+    weight_decay : float
+        Not applied to vectors and scalars (biases, norms, temperature).
+    grad_clip : float
+        Largest global gradient norm; 0 turns clipping off.
+    precision : str
+        ``fp32``, ``bf16`` (autocast of the encoders), or ``auto``: bf16 where the accelerator has it.
+    """
+
+    lr: float = Field(1e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.05, ge=0)
+    epochs: int = Field(100, gt=0)
+    warmup_epochs: float = Field(5, ge=0)
+    grad_clip: float = Field(1.0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class EvaluationConfig(Strict):
+    """Retrieval on the ``val`` part during training, every ``every_epochs`` and at the end."""
+
+    every_epochs: int = Field(10, gt=0)
+    complete_only: bool = True
+
+
+class CheckpointConfig(Strict):
+    """A checkpoint every ``every_steps`` steps and at the end; the last ``keep`` are kept."""
+
+    every_steps: int = Field(200, gt=0)
+    keep: int = Field(2, gt=0)
+
+
+class TrackingConfig(Strict):
+    """MLflow experiment, and the name under which the best model is registered (none: not registered)."""
+
+    experiment: str = "matloom"
+    register_as: str | None = None
+
+
+class Recipe(Strict):
+    """A whole pretraining run."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    modalities: dict[str, ModalityConfig]
+    projection: ProjectionConfig = ProjectionConfig()
+    objective: dict[str, Any]
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deepspeed: dict[str, Any] = {}
+    tracking: TrackingConfig = TrackingConfig()
+
+    def encoder(self, modality: str) -> Options:
+        """Return the typed options of a modality's encoder."""
+        return ENCODERS.options(self.modalities[modality].encoder)
+
+    def objective_options(self) -> Options:
+        """Return the typed options of the objective."""
+        return OBJECTIVES.options(self.objective)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe with every default written out, as plain JSON values."""
+        tables = self.model_dump(mode="json")
+        for name in self.modalities:
+            tables["modalities"][name]["encoder"] = self.encoder(name).model_dump(mode="json")
+        tables["objective"] = self.objective_options().model_dump(mode="json")
+        return tables
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe (TOML, or the JSON of a resolved one) and validate all of it, plug-ins included.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    overrides : iterable of str
+        ``a.b=c`` assignments; c is a TOML value, or a bare string.
+    """
+    return parse_recipe(apply_overrides(read_tables(path), overrides), where=str(path))
+
+
+def parse_recipe(tables: Mapping[str, Any], *, where: str) -> Recipe:
+    """Validate a recipe's tables, or raise `ConfigError` with a suggestion."""
+    recipe = parse(Recipe, tables, where=where)
+    recipe.resolved()
+    return recipe
+
+
+def parse(model: type[M], tables: Mapping[str, Any], *, where: str) -> M:
+    """Validate tables into a model, or raise `ConfigError` with a suggestion for an unknown key."""
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        raise config_error(error, model, where=where) from None
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file, or raise `ConfigError` saying what is wrong with it."""
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError("the recipe cannot be read", where=path, why=error.strerror) from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise ConfigError("the recipe is no valid TOML", where=path, why=str(error)) from None
+
+
+def apply_overrides(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the tables with each ``a.b=c`` assigned."""
+    tables = json.loads(json.dumps(tables))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"'{override}' is no assignment", do="--set objective.temperature.init=0.1")
+        *parents, key = path.strip().split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"'{parent}' in '{path}' is no table")
+        table[key] = _toml_value(text.strip())
+    return tables
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

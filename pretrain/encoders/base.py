@@ -1,0 +1,81 @@
+"""The encoder contract: present rows of one modality in, one vector a row out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pretrain.plugins import Options, Registry
+from shards.batch import Inputs
+from shards.schema import ModalitySpec, Value
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Output of an encoder over R rows.
+
+    Attributes
+    ----------
+    vector : Tensor
+        (R, D) pooled representation.
+    tokens : Tensor, optional
+        (R, T, D) for fusions that attend to parts.
+    mask : Tensor, optional
+        (R, T) bool, True = real token.
+    """
+
+    vector: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Encoder(nn.Module):
+    """Base of the encoder plug-ins.
+
+    A subclass has a nested ``Config(Options)``, the class attribute ``reads`` (the modality kinds it
+    accepts), sets ``self.dim`` (width D of its vector) and implements ``forward``. It must treat the
+    rows independently: no batch statistics, nothing that leaks from one row to another.
+
+    Parameters
+    ----------
+    spec : ModalitySpec
+        The modality that it will read.
+    config : Options
+        The encoder's own ``Config``.
+    fitted : mapping
+        What `fit` returned (JSON-able), stored in every checkpoint.
+    """
+
+    Config: ClassVar[type[Options]] = Options
+    reads: ClassVar[frozenset[str]] = frozenset()
+    dim: int
+
+    def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+
+    @classmethod
+    def fit(cls, spec: ModalitySpec, config: Any, values: Iterable[Value]) -> dict[str, Any]:
+        """Learn what must be known before building (vocabulary, scales) from TRAINING values."""
+        return {}
+
+    def forward(self, inputs: Inputs) -> Encoded:
+        """Encode R present rows."""
+        raise NotImplementedError
+
+
+ENCODERS: Registry[type[Encoder]] = Registry(
+    "encoder",
+    {
+        "potnet": "pretrain.encoders.potnet",
+        "cgcnn": "pretrain.encoders.cgcnn",
+        "spectrum_transformer": "pretrain.encoders.spectrum",
+        "xrd": "pretrain.encoders.spectrum",
+        "resnext3d": "pretrain.encoders.resnext3d",
+        "text": "pretrain.encoders.text",
+        "vector": "pretrain.encoders.vector",
+    },
+)

@@ -1,0 +1,64 @@
+"""Layers that encoders of several modalities share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with fused attention: ``x + attend(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Update tokens (R, T, dim); ``mask`` (R, T) is True for real tokens."""
+        rows, length, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).view(rows, length, 3, self.heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if mask is None else mask[:, None, None, :]
+        )
+        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(rows, length, -1)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class Summary(nn.Module):
+    """A perceptron over (R, N) numbers, standardised by fitted mean and deviation."""
+
+    centre: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int, mean: list[float], deviation: list[float], dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32))
+        self.mlp = nn.Sequential(
+            nn.Linear(len(mean), 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Return (R, dim)."""
+        scaled = ((numbers.float() - self.centre) / self.deviation).clamp(-6, 6)
+        return self.mlp(scaled.to(self.mlp[0].weight.dtype))
+
+
+def summary_statistics(numbers: np.ndarray | Tensor) -> dict[str, list[float]]:
+    """Mean and deviation of each column of (R, N) numbers; the deviation is at least a tenth of the overall one."""
+    array = np.asarray(numbers, dtype=np.float64)
+    deviation = array.std(0)
+    return {
+        "mean": array.mean(0).round(6).tolist(),
+        "std": np.maximum(deviation, 0.1 * deviation.mean() + 1e-6).round(6).tolist(),
+    }

@@ -1,0 +1,179 @@
+"""DeepSpeed: starting the ranks' process group, one optimizer step, and the engine's own checkpoints.
+
+The only module that imports deepspeed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pretrain.config import OptimConfig
+from pretrain.gather import mean_over_ranks
+from shards.batch import Batch
+from shards.errors import CheckpointError, ConfigError
+
+TAG = "engine"
+
+
+def start_process_group() -> tuple[int, int, torch.device]:
+    """Join the process group of the launcher, or make one of a single rank.
+
+    Returns
+    -------
+    rank, world : int
+        This rank and the number of ranks.
+    device : torch.device
+        This rank's device.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # the launcher leaves every rank all cores, and they would trample on each other
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
+        # gloo serves; DeepSpeed would first compile collectives of its own, for one to three minutes
+        deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
+    if not dist.is_initialized():
+        if not cuda:
+            # else the first start compiles a shared-memory all-reduce for a minute, and a build that was killed
+            # leaves a lock on which later runs hang; gloo does without
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (from 0): linear warm-up, then half a cosine to ``min_lr``."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def autocast_type(config: OptimConfig, device: torch.device) -> torch.dtype | None:
+    """Return the type that the encoders run in, or None for float32."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if config.precision == "bf16" or (config.precision == "auto" and has_bf16) else None
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices decay, vectors and scalars (biases, norms, temperature) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        ``model(batch) -> (loss, logs)``, this rank's share of the loss.
+    optim : OptimConfig
+        Optimizer, clipping and schedule.
+    batch_size : int
+        Global batch size.
+    steps_per_epoch : int
+        Length of an epoch, for the schedule.
+    seed : int
+        Random numbers of step s on rank r are a function of (seed, s, r), so that a resumed run
+        draws what the first one would have drawn.
+    settings : mapping
+        DeepSpeed keys of the recipe or of ``--deepspeed_config``; they win over what is set here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.optim, self.steps_per_epoch, self.seed = optim, steps_per_epoch, seed
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        config = {
+            "train_micro_batch_size_per_gpu": max(1, batch_size // self.world),
+            "gradient_accumulation_steps": 1,
+            # DeepSpeed clips at 1.0 where this key is missing
+            "gradient_clipping": optim.grad_clip,
+            "steps_per_print": 10**9,
+            **settings,
+        }
+        _refuse_own_keys(settings)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=optim.betas, weight_decay=0.0
+        )
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.device = self.engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self.engine.module
+
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
+        """Train on one global batch, of which ``batch`` is this rank's part.
+
+        Returns
+        -------
+        dict of str to float
+            Means over the ranks: ``loss`` and what the objective logs; ``lr``.
+        """
+        lr = learning_rate(self.optim, step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(hash((self.seed, step, self.rank)) % 2**63)
+        loss, logs = self.engine(batch.to(self.device))
+        self.engine.backward(loss)
+        self.engine.step()
+        return {**mean_over_ranks({"loss": loss, **logs}), "lr": lr}
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the engine's state; every rank calls it."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote at the same number of ranks, or raise `CheckpointError`."""
+        try:
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        except (AssertionError, RuntimeError, KeyError) as error:
+            raise CheckpointError("the engine's checkpoint cannot be loaded", where=folder, why=str(error)) from None
+        if path is None:
+            raise CheckpointError("the engine's checkpoint is missing", where=folder)
+
+
+def _refuse_own_keys(settings: Mapping[str, Any]) -> None:
+    owned = {"optimizer", "scheduler", "fp16", "bf16", "data_types"} & set(settings)
+    if owned:
+        raise ConfigError(
+            f"DeepSpeed's {sorted(owned)} cannot be set here",
+            why="optimizer, schedule and precision are the recipe's [optim]",
+            do="move them to [optim]",
+        )

@@ -1,0 +1,114 @@
+"""Cross-modal retrieval: how often the right partner is the nearest one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.gather import gather_rows
+from pretrain.model import MultimodalModel
+from shards.stream import BatchStream
+
+KS = (1, 5, 10)
+Row = dict[str, str | int | float]
+
+
+@torch.no_grad()
+def embed_all(
+    model: MultimodalModel, stream: BatchStream, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Embed every sample of a stream that is not shuffled, each rank its part.
+
+    Returns
+    -------
+    z : dict of str to Tensor
+        (N, D) unit rows on the CPU, in the order of the stream; rows of absent modalities are zero.
+    present : dict of str to Tensor
+        (N,) bool.
+    """
+    training = model.training
+    model.eval()
+    parts, masks = [], []
+    for local in stream.epoch(0):
+        batch = local.to(device)
+        z, present, _, _ = gather_rows(model.encode(batch), batch.present)
+        parts.append({name: F.normalize(rows.float(), dim=1).cpu() for name, rows in z.items()})
+        masks.append({name: mask.cpu() for name, mask in present.items()})
+    model.train(training)
+    names = list(parts[0])
+    return (
+        {name: torch.cat([part[name] for part in parts]) for name in names},
+        {name: torch.cat([mask[name] for mask in masks]) for name in names},
+    )
+
+
+def ranks(query: Tensor, gallery: Tensor) -> Tensor:
+    """Return the rank (1 = nearest) of each query's own partner by cosine similarity.
+
+    A tie counts against the partner, so that collapsed embeddings score as the worst, not the best.
+
+    Parameters
+    ----------
+    query, gallery : Tensor
+        (N, D) unit rows; row i of the gallery is the partner of query i.
+
+    Returns
+    -------
+    Tensor
+        (N,) int64.
+    """
+    scores = query @ gallery.T
+    own = scores.diagonal().unsqueeze(1)
+    # not (scores >= own): a NaN must count against the partner too
+    return (~(scores < own)).sum(dim=1)
+
+
+def retrieval(
+    z: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    *,
+    complete_only: bool = True,
+    ks: Sequence[int] = KS,
+) -> list[Row]:
+    """Measure retrieval for every ordered pair of modalities.
+
+    Parameters
+    ----------
+    z : mapping of str to Tensor
+        (N, D) unit rows.
+    present : mapping of str to Tensor
+        (N,) bool.
+    complete_only : bool
+        Use the samples that have all modalities; otherwise those that have both of a pair.
+    ks : sequence of int
+        For recall@k.
+
+    Returns
+    -------
+    list of dict
+        ``query``, ``target``, ``n`` (gallery), ``recall_at_k`` and ``chance_at_k``, ``median_rank``, ``mrr``.
+    """
+    complete = torch.stack(list(present.values())).all(dim=0)
+    rows: list[Row] = []
+    for query, target in permutations(z, 2):
+        mask = complete if complete_only else present[query] & present[target]
+        n = int(mask.sum())
+        if n < 2:
+            continue
+        rank = ranks(z[query][mask], z[target][mask]).double()
+        row: Row = {"query": query, "target": target, "n": n}
+        for k in ks:
+            row[f"recall_at_{k}"] = float((rank <= k).double().mean())
+            row[f"chance_at_{k}"] = min(1.0, k / n)
+        rows.append({**row, "median_rank": float(rank.median()), "mrr": float((1 / rank).mean())})
+    return rows
+
+
+def mean_reciprocal_rank(rows: Sequence[Row]) -> float:
+    """Return the mean over pairs of the mean reciprocal rank: the figure by which checkpoints are compared."""
+    return fmean(float(row["mrr"]) for row in rows) if rows else 0.0

@@ -1,0 +1,1 @@
+"""Objectives: one family a file; `pretrain.objectives.base.OBJECTIVES` imports one when it is asked for."""
