@@ -1,0 +1,1 @@
+"""Heads: one plug-in a file; `finetune.heads.base.HEADS` imports one when it is asked for."""

@@ -1,0 +1,172 @@
+"""`load(uri)`: a registered model, verified and ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from finetune.predictor import PREDICTOR, Predictor, PredictorInfo, read_predictor
+from finetune.registry import resolve
+from pretrain.export import Export, read_export
+from pretrain.model import MultimodalModel
+from shards.batch import collate, collate_modality
+from shards.build import to_sample
+from shards.errors import ConfigError, DataError, suggest
+from shards.features import feature
+from shards.schema import ModalitySpec, Sample
+from shards.sources.base import Record
+from shards.sources.structures import read_structure, structure_record
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """A pretrained model: embeds materials into the space that its modalities share.
+
+    Attributes
+    ----------
+    export : Export
+        Recipe, schema and metrics of the model.
+    model : MultimodalModel
+        The network, frozen.
+    """
+
+    export: Export
+    model: MultimodalModel
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities that the model reads."""
+        return list(self.model.specs)
+
+    def embed(self, materials: Any, modality: str | None = None, *, batch_size: int = 64) -> np.ndarray:
+        """Embed one material, or a sequence of them, by one of their modalities.
+
+        Parameters
+        ----------
+        materials : Sample, Record, pymatgen Structure, path of a structure file, or a sequence of these
+            What to embed.
+        modality : str, optional
+            Default: the first modality of the model that the (first) material has.
+        batch_size : int
+            Rows that are encoded together.
+
+        Returns
+        -------
+        ndarray
+            (D,) for one material, (N, D) for a sequence: float32 unit vectors, comparable across
+            modalities by their dot product.
+
+        Raises
+        ------
+        DataError
+            Where a material lacks the modality.
+        """
+        single = not isinstance(materials, Sequence) or isinstance(materials, str)
+        samples = [to_known_sample(m, self.model.specs) for m in ([materials] if single else materials)]
+        if modality is None:
+            modality = next((name for name in self.modalities if samples and name in samples[0].modalities), None)
+        if modality not in self.model.specs:
+            raise ConfigError(f"the model has no modality '{modality}'", why=suggest(str(modality), self.modalities))
+        rows = [self._embed(samples[i : i + batch_size], modality) for i in range(0, len(samples), batch_size)]
+        vectors = torch.cat(rows).numpy() if rows else np.zeros((0, self.export.recipe.projection.dim), np.float32)
+        return vectors[0] if single else vectors
+
+    @torch.no_grad()
+    def _embed(self, samples: Sequence[Sample], modality: str) -> Tensor:
+        values = []
+        for sample in samples:
+            value = sample.value(modality)
+            if value is None:
+                raise DataError(f"the material has no modality '{modality}'", where=sample.id)
+            values.append(value)
+        inputs = collate_modality(self.model.specs[modality], values)
+        return F.normalize(self.model.embed(modality, inputs).float(), dim=1)
+
+
+@dataclass(frozen=True)
+class PropertyModel:
+    """A fine-tuned model: predicts one property.
+
+    Attributes
+    ----------
+    info : PredictorInfo
+        Target with its unit, modalities, metrics.
+    """
+
+    info: PredictorInfo
+    predictor: Predictor
+    specs: Mapping[str, ModalitySpec]
+
+    def predict(self, materials: Any) -> np.ndarray | float:
+        """Predict the target, in its unit, for one material or a sequence of them.
+
+        Parameters
+        ----------
+        materials : Sample, Record, pymatgen Structure, path of a structure file, or a sequence of these
+            Each needs at least one of the model's modalities.
+
+        Returns
+        -------
+        float, or ndarray (N,)
+        """
+        single = not isinstance(materials, Sequence) or isinstance(materials, str)
+        samples = [to_known_sample(m, self.specs) for m in ([materials] if single else materials)]
+        for sample in samples:
+            if not sample.modalities & set(self.specs):
+                raise DataError(f"the material has none of the modalities {sorted(self.specs)}", where=sample.id)
+        values = self.predictor.predict(collate(samples, self.specs)).numpy()
+        return float(values[0]) if single else values
+
+
+def load(uri: str) -> Foundation | PropertyModel:
+    """Load a model by URI, verifying every file against its sealed hash.
+
+    Parameters
+    ----------
+    uri : str
+        ``models:/name@alias``, ``models:/name/version``, or a local folder.
+
+    Returns
+    -------
+    Foundation or PropertyModel
+        What was exported by pretraining, or by fine-tuning.
+
+    Raises
+    ------
+    RegistryError, CheckpointError
+        Where there is no such model, or a file of it is damaged.
+    """
+    folder = resolve(uri)
+    if (folder / PREDICTOR).exists():
+        predictor, info, specs = read_predictor(folder)
+        return PropertyModel(info, predictor, specs)
+    return load_foundation(uri)
+
+
+def load_foundation(uri: str) -> Foundation:
+    """Load a pretrained model; see `load`."""
+    export = read_export(resolve(uri))
+    model = export.build()
+    model.requires_grad_(False)
+    return Foundation(export, model)
+
+
+def to_known_sample(material: Any, specs: Mapping[str, ModalitySpec]) -> Sample:
+    """Turn what a user has into a sample with as many of the modalities as it can give.
+
+    Feature steps are those of the model's training data, from its schema.
+    """
+    if isinstance(material, Sample):
+        return material
+    if not isinstance(material, Record):
+        structure = material if hasattr(material, "lattice") else read_structure(material)
+        name = str(material) if isinstance(material, str) and "\n" not in material else "query"
+        material = structure_record(structure, name)
+    return to_sample(material, {name: feature(spec.feature) for name, spec in specs.items()})
+

@@ -1,0 +1,275 @@
+"""The command line. Every command imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from shards.errors import MatloomError
+
+app = typer.Typer(
+    name="matloom",
+    help="Pretrain multimodal foundation models of materials, and put them to use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+shards_app = typer.Typer(help="Build, inspect and verify data sets.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and explain recipes.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
+Out = Annotated[Optional[Path], typer.Option(help="Folder of the run (default: runs/NAME).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done.")]
+Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
+Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
+DATA = "embedded:dft_crystals"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
+    accelerators: Annotated[int, typer.Option(help="Ranks; 0 = all GPUs, or up to 2 on a CPU.")] = 0,
+) -> None:
+    """Run everything once on the embedded data: shards, pretraining, registry, fine-tuning, use."""
+    from launch.demo import run_demo
+
+    run_demo(out, accelerators=accelerators)
+
+
+@app.command()
+def pretrain(
+    config: Config,
+    set_: Set = [],  # noqa: B006  typer copies it
+    out: Out = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest good checkpoint.")] = False,
+    deepspeed_config: Annotated[Optional[Path], typer.Option(help="DeepSpeed JSON that wins over the recipe.")] = None,
+    accelerators: Annotated[int, typer.Option(help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
+    dry_run: DryRun = False,
+) -> None:
+    """Pretrain on this host through DeepSpeed's launcher."""
+    from launch.start import deepspeed_command, ranks_here, run
+
+    from pretrain.config import load_recipe
+
+    load_recipe(config, set_)
+    options = ["--config", str(config), *[part for item in set_ for part in ("--set", item)]]
+    options += ["--out", str(out)] if out else []
+    options += ["--resume"] if resume else []
+    options += ["--deepspeed_config", str(deepspeed_config)] if deepspeed_config else []
+    command = deepspeed_command(options, accelerators or ranks_here(most_on_cpu=1))
+    if dry_run:
+        typer.echo(" ".join(command))
+        return
+    raise typer.Exit(run(command))
+
+
+@app.command()
+def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = False) -> None:  # noqa: B006
+    """Fine-tune a registered model, and compare it with scratch, probe and trivial predictors."""
+    from launch.start import finetune_command, run
+
+    from finetune.config import load_finetune_recipe
+
+    load_finetune_recipe(config, set_)
+    options = ["--config", str(config), *[part for item in set_ for part in ("--set", item)]]
+    options += ["--out", str(out)] if out else []
+    command = finetune_command(options)
+    if dry_run:
+        typer.echo(" ".join(command))
+        return
+    raise typer.Exit(run(command))
+
+
+@app.command()
+def predict(
+    uri: Uri, structures: Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")], as_json: Json = False
+) -> None:
+    """Predict a property of crystal structures."""
+    from finetune.load import PropertyModel, load
+    from finetune.units import describe
+    from shards.errors import ConfigError
+
+    model = load(uri)
+    if not isinstance(model, PropertyModel):
+        raise ConfigError(f"'{uri}' is a pretrained model without a head", do="matloom finetune, then predict with its result")
+    values = model.predict(list(structures))
+    name, unit = describe(model.info.target)
+    rows = [{"file": str(path), "property": name, "value": float(v), "unit": unit} for path, v in zip(structures, values)]
+    _show(rows, as_json, lambda row: f"{row['file']}: {row['property']} = {row['value']:.4f} {row['unit']}".rstrip())
+
+
+@app.command()
+def embed(
+    uri: Uri,
+    structures: Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")],
+    out: Annotated[Path, typer.Option(help="Result, .npy with one row a file.")] = Path("embeddings.npy"),
+) -> None:
+    """Write the unit embedding vectors of crystal structures."""
+    import numpy as np
+
+    from finetune.load import load_foundation
+
+    vectors = load_foundation(uri).embed(list(structures))
+    np.save(out, vectors, allow_pickle=False)
+    typer.echo(f"{out}: {vectors.shape[0]} x {vectors.shape[1]}")
+
+
+@app.command()
+def search(
+    uri: Uri,
+    query: Annotated[Path, typer.Argument(help="A structure file, or a CSV of a density of states.")],
+    data: Data = DATA,
+    among: Annotated[str, typer.Option(help="Modality of the candidates.")] = "crystal",
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Find the materials of a data set that are nearest to a CIF or to a DOS."""
+    from finetune.load import load_foundation
+    from finetune.search import search as run_search
+
+    hits = run_search(load_foundation(uri), query, data=data, among=among, k=k)
+    rows = [{"id": h.id, "similarity": h.similarity, **h.tags, "labels": h.labels} for h in hits]
+
+    def line(row: dict[str, Any]) -> str:
+        gap = row["labels"].get("band_gap_ev")
+        shown = "" if gap is None else f"  gap {gap:.2f} eV"
+        return f"{row['similarity']:.3f}  {row['id']:24} {row.get('formula', ''):10} {row.get('prototype', '')}{shown}"
+
+    _show(rows, as_json, line)
+
+
+@app.command()
+def evaluate(
+    uri: Uri,
+    data: Data = DATA,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "chemical_system",
+    part: Annotated[str, typer.Option(help="Part of the split.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Measure cross-modal retrieval on held-out materials, for every ordered pair of modalities."""
+    from finetune.evaluate import retrieval_table
+    from finetune.load import load_foundation
+    from shards.locate import locate
+    from shards.reader import Dataset
+
+    rows = retrieval_table(load_foundation(uri), Dataset(locate(data)), split=split, part=part)
+    _show(
+        rows,
+        as_json,
+        lambda r: f"{r['query']:>15} -> {r['target']:15} n {r['n']:4}  recall@1 {r['recall_at_1']:.2f} "
+        f"(chance {r['chance_at_1']:.3f})  @5 {r['recall_at_5']:.2f}  @10 {r['recall_at_10']:.2f}  "
+        f"median rank {r['median_rank']:.0f}",
+    )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, accelerator, compiler, memory, disk, registry."""
+    from launch.doctor import as_json as plain
+    from launch.doctor import examine
+
+    findings = examine()
+    marks = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}
+    _show(
+        plain(findings),
+        as_json,
+        lambda r: f"{marks[r['status']]}  {r['name']:20} {r['value']}" + (f"  -> {r['do']}" if r["do"] else ""),
+    )
+    raise typer.Exit(2 if any(finding.status == "missing" for finding in findings) else 0)
+
+
+@shards_app.command("build")
+def shards_build(
+    source: Annotated[str, typer.Argument(help="embedded:NAME")],
+    out: Annotated[Path, typer.Argument(help="Target folder.")],
+    workers: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
+) -> None:
+    """Build a data set from a source."""
+    from launch.progress import build_with_progress
+
+    manifest = build_with_progress(source, out, workers)
+    typer.echo(f"{out}: {manifest.samples} samples in {len(manifest.shards)} shards")
+
+
+@shards_app.command("inspect")
+def shards_inspect(path: Annotated[str, typer.Argument(help="Folder of shards, or embedded:NAME.")], as_json: Json = False) -> None:
+    """Print the coverage matrix, the splits and the labels of a data set."""
+    from launch.tables import print_summary
+    from shards.locate import locate
+    from shards.reader import Dataset
+    from shards.summary import summarize
+
+    summary = summarize(Dataset(locate(path)))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary)
+
+
+@shards_app.command("verify")
+def shards_verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+    """Check every hash, digest and value of a data set."""
+    from shards.verify import verify_dataset
+
+    typer.echo(f"{folder}: {verify_dataset(folder)} samples verified")
+
+
+@config_app.command("show")
+def config_show(config: Config, set_: Set = []) -> None:  # noqa: B006
+    """Print a recipe with every default written out."""
+    from pretrain.config import load_recipe
+
+    typer.echo(json.dumps(load_recipe(config, set_).resolved(), indent=1))
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of recipes, and the options of every encoder and objective."""
+    from pretrain.config import Recipe
+    from pretrain.encoders.base import ENCODERS
+    from pretrain.objectives.base import OBJECTIVES
+
+    families = {"encoders": ENCODERS, "objectives": OBJECTIVES}
+    plugins = {
+        name: {kind: registry.get(kind).Config.model_json_schema() for kind in registry.kinds()}
+        for name, registry in families.items()
+    }
+    typer.echo(json.dumps({"recipe": Recipe.model_json_schema(), **plugins}, indent=1))
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, line: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(line(row))
+
+
+def main() -> None:
+    """Run the command line: errors of users without a traceback, unless ``--debug`` is given."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except MatloomError as error:
+        if debug:
+            raise
+        typer.echo(f"matloom: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"matloom: internal error: {type(error).__name__}: {error}\n  try:   the same with --debug", err=True)
+        sys.exit(MatloomError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""`matloom demo`: everything once on the embedded data, through the same commands that users have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launch.progress import build_with_progress
+from launch.start import HERE, deepspeed_command, environment, finetune_command, ranks_here, run
+from launch.tables import console, table
+from shards.errors import MatloomError
+
+RECIPES = HERE.parent / "recipes"
+MODEL = "models:/demo@champion"
+SOURCE = "embedded:dft_crystals"
+TARGETS = {"formation_energy_ev_per_atom": "demo-formation-energy", "band_gap_ev": "demo-band-gap"}
+EXAMPLE = "GaN_wurtzite"
+
+
+class Demo:
+    """The stages of the demo, and the seconds that each took.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for everything but the MLflow store.
+    accelerators : int
+        Ranks of the pretraining.
+    """
+
+    def __init__(self, out: Path, accelerators: int) -> None:
+        self.out, self.accelerators = out, accelerators
+        self.shards, self.plots = out / "shards", out / "plots"
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Announce a stage and keep its time."""
+        console.rule(f"[bold]{title}")
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+        console.print(f"[dim]{title}: {self.seconds[name]:.0f} s")
+
+    def build(self) -> None:
+        """Build the shards and show what they hold."""
+        from launch.tables import print_summary
+        from shards.reader import Dataset
+        from shards.summary import summarize
+
+        build_with_progress(SOURCE, self.shards, 0)
+        print_summary(summarize(Dataset(self.shards)))
+
+    def pretrain(self) -> None:
+        """Pretrain through DeepSpeed's launcher."""
+        options = ["--config", str(RECIPES / "demo.toml"), "--set", f"data.path={self.shards}"]
+        command = deepspeed_command([*options, "--out", str(self.out / "pretrain")], self.accelerators)
+        console.print(" ".join(command), style="dim", highlight=False)
+        _must(run(command), "pretraining failed")
+
+    def finetune(self) -> dict[str, Any]:
+        """Fine-tune for every target at once, one process each, and return the tables."""
+        processes = []
+        for target, name in TARGETS.items():
+            options = ["--config", str(RECIPES / "demo-finetune.toml"), "--out", str(self.out / name)]
+            for key, value in (("target", target), ("name", name), ("data", self.shards)):
+                options += ["--set", f"{key}={value}"]
+            processes.append(subprocess.Popen(finetune_command(options), env=environment(threads=1)))
+        for code in [process.wait() for process in processes]:
+            _must(code, "fine-tuning failed")
+        return {target: json.loads((self.out / name / "table.json").read_text())["rows"] for target, name in TARGETS.items()}
+
+    def evaluate(self) -> list[Any]:
+        """Measure retrieval on the test part, for the first and only time, and draw the plots."""
+        from finetune.evaluate import retrieval_table
+        from finetune.load import load_foundation
+        from finetune.report import latent_map, loss_plot, retrieval_plot
+        from finetune.search import Index
+        from shards.reader import Dataset
+
+        self.plots.mkdir(parents=True, exist_ok=True)
+        foundation, dataset = load_foundation(MODEL), Dataset(self.shards)
+        rows = retrieval_table(foundation, dataset)
+        loss_plot(self.plots, self.out / "pretrain" / "metrics.jsonl")
+        retrieval_plot(self.plots, rows)
+        index = Index.build(foundation, Dataset(self.shards, ["crystal"]))
+        described = [
+            {
+                "id": s.id,
+                "formula": s.tags["formula"],
+                "prototype": s.tags["prototype"],
+                "band_gap_ev": s.labels.get("band_gap_ev"),
+            }
+            for s in index.samples
+        ]
+        latent_map(self.plots, index.vectors, described)
+        for name in TARGETS.values():
+            for file in (self.out / name).glob("parity_*"):
+                shutil.copy(file, self.plots)
+        return rows
+
+    def use(self) -> Path:
+        """Predict for a CIF, and search by a CIF and by a DOS."""
+        from shards.sources.examples import write_examples
+
+        cif, dos = write_examples(self.out / "examples", EXAMPLE)
+        for arguments in (
+            ["predict", "models:/demo-formation-energy@champion", str(cif)],
+            ["predict", "models:/demo-band-gap@champion", str(cif)],
+            ["search", MODEL, str(cif), "--data", str(self.shards), "-k", "5"],
+            ["search", MODEL, str(dos), "--data", str(self.shards), "-k", "5"],
+        ):
+            console.print(f"$ matloom {' '.join(arguments)}", style="bold", highlight=False)
+            _must(run([sys.executable, "-m", "launch.cli", *arguments]), f"matloom {arguments[0]} failed")
+        return cif
+
+
+def run_demo(out: Path, *, accelerators: int = 0) -> None:
+    """Run the demo and write ``summary.json``: ``retrieval``, ``finetuning`` and ``seconds``."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    demo = Demo(out, accelerators or ranks_here(most_on_cpu=2))
+    with demo.stage("shards", "1. shards: 547 crystals with real missing modalities"):
+        demo.build()
+    with demo.stage("pretraining", f"2. pretraining: five modalities, {demo.accelerators} ranks"):
+        demo.pretrain()
+    with demo.stage("finetuning", "3. fine-tuning: the honest table"):
+        tables = demo.finetune()
+    with demo.stage("evaluation", "4. held-out retrieval and plots"):
+        retrieval = demo.evaluate()
+    with demo.stage("use", "5. use"):
+        cif = demo.use()
+    summary = {"retrieval": retrieval, "finetuning": tables, "seconds": demo.seconds}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    _print(demo, retrieval, tables, cif)
+
+
+def _print(demo: Demo, retrieval: list[Any], tables: dict[str, Any], cif: Path) -> None:
+    shown = ("query", "target", "n", "recall_at_1", "chance_at_1", "recall_at_5", "median_rank")
+    console.print(table("Retrieval among held-out materials", [{k: row[k] for k in shown} for row in retrieval]))
+    for target, rows in tables.items():
+        lines = [
+            {
+                "strategy": row["strategy"],
+                "modalities": "+".join(row["modalities"]) or "none",
+                "test MAE": f"{row['test_mae']:.3f} +- {row['test_mae_std']:.3f}",
+                "test R2": f"{row['test_r2']:.2f}",
+            }
+            for row in rows
+        ]
+        console.print(table(f"{target}, held-out chemical systems, {len(rows)} rows", lines))
+        console.print(_verdict(rows))
+    total = sum(demo.seconds.values())
+    console.print(f"\n{total:.0f} s in all. Plots: {demo.plots}/*.png (and .csv). Numbers: {demo.out}/summary.json")
+    console.print("Go on with:")
+    for command in (
+        "mlflow ui",
+        f"matloom search {MODEL} {cif}",
+        "deepspeed --num_accelerators 2 launch/pretrain.py --config recipes/demo.toml --set objective.kind=all_pairs",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _verdict(rows: list[Any]) -> str:
+    scratch = next(row for row in rows if row["strategy"] == "scratch")["test_mae"]
+    better = [row["strategy"] for row in rows if row["strategy"] in ("frozen", "full", "probe") and row["test_mae"] < scratch]
+    if better:
+        return f"Pretraining beats training from scratch here ({', '.join(better)})."
+    return "Pretraining does NOT beat training from scratch here."
+
+
+def _must(code: int, what: str) -> None:
+    if code:
+        raise MatloomError(what, why=f"exit code {code}; its own message stands above")
