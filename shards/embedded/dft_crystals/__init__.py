@@ -1,0 +1,1 @@
+"""Package data of ``embedded:dft_crystals``; read it with `shards.embedded.load`."""
