@@ -31,7 +31,7 @@ from shards.errors import ConfigError, DataError, suggest
 from shards.locate import locate
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
-from shards.sealed import sha256
+from shards.sealed import SEAL, sha256
 from shards.stream import BatchStream
 
 PARTS = ("train", "val", "test")
@@ -89,7 +89,9 @@ class Comparison:
     def __init__(self, recipe: FinetuneRecipe, out: Path, *, report: Callable[[str], None] = print) -> None:
         self.recipe, self.out, self.report = recipe, out, report
         self.accelerator = Accelerator()
-        self.export: Export = read_export(resolve(recipe.model))
+        folder = resolve(recipe.model)
+        self.export: Export = read_export(folder)
+        self.seal = sha256(folder / SEAL)
         self.dataset = Dataset(locate(recipe.data), list(self.export.specs))
         self._check_schema()
         self.head_options = recipe.head_options()
@@ -244,6 +246,7 @@ class Comparison:
             modalities=row.modalities,
             head=self.head_options.model_dump(mode="json"),
             foundation=recipe.model,
+            foundation_seal=self.seal,
             strategy=row.strategy,
             metrics=metrics,
         )

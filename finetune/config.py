@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from finetune.heads.base import HEADS
 from pretrain.config import apply_overrides, parse, read_tables
-from pretrain.plugins import Options
+from shards.plugins import Options
 from shards.schema import Strict
 
 Strategy = Literal["frozen", "full", "scratch", "probe", "mean"]

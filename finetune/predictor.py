@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from finetune.heads.base import HEADS, Head
-from pretrain.export import FITTED, RECIPE, SCHEMA, WEIGHTS, CARD, Export, contiguous, write_json
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import ENCODERS
-from pretrain.plugins import Options
+from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
+from shards.plugins import Options
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError, suggest
 from shards.schema import ModalitySpec
@@ -85,8 +85,10 @@ class PredictorInfo:
         What it looks at.
     head : dict
         The head's options.
-    foundation : str
-        URI of the pretrained model that it came from.
+    foundation, foundation_seal : str
+        URI of the pretrained model that it came from, and the sha256 of its seal.
+    strategy : str
+        How it was trained; see `finetune.config.RowConfig`.
     metrics : dict
         Validation and test metrics.
     """
@@ -96,6 +98,7 @@ class PredictorInfo:
     modalities: tuple[str, ...]
     head: dict[str, Any]
     foundation: str
+    foundation_seal: str
     strategy: str
     metrics: dict[str, Any]
 
@@ -158,5 +161,5 @@ def _card(info: PredictorInfo) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items()))
     return (
         f"# {info.target}\n\nPredicts `{info.target}` from {', '.join(info.modalities)} ({info.strategy}), on top of "
-        f"`{info.foundation}`.\n\n| metric | value |\n|---|---|\n{metrics}\n"
+        f"`{info.foundation}` (seal {info.foundation_seal}).\n\n| metric | value |\n|---|---|\n{metrics}\n"
     )

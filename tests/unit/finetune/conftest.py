@@ -1,0 +1,45 @@
+"""A tiny exported model over the synthetic data, with random weights: what it computes is the same for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.load import Foundation, load_foundation
+from pretrain.config import Recipe, parse_recipe
+from pretrain.export import write_export
+from pretrain.model import MultimodalModel, fit_encoders
+from shards.reader import Dataset
+
+
+@pytest.fixture(scope="session")
+def recipe(toy_folder: Path) -> Recipe:
+    encoder = {"kind": "vector", "dim": 8}
+    tables = {
+        "name": "toy",
+        "data": {"path": str(toy_folder), "batch_size": 16},
+        "modalities": {name: {"encoder": encoder} for name in ("a", "b", "c")},
+        "projection": {"dim": 8},
+        "objective": {"kind": "anchored", "anchor": "a"},
+    }
+    return parse_recipe(tables, where="test")
+
+
+@pytest.fixture(scope="session")
+def export_folder(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path, recipe: Recipe) -> Path:
+    dataset = Dataset(toy_folder, list(recipe.modalities))
+    fitted = fit_encoders(
+        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("export") / "model"
+    model = MultimodalModel(recipe, dataset.modalities, fitted)
+    write_export(folder, model, recipe, fitted, step=1, data_name="toy", data_sha256="0" * 64, validation=[])
+    return folder
+
+
+@pytest.fixture
+def foundation(export_folder: Path) -> Foundation:
+    return load_foundation(str(export_folder))
