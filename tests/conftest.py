@@ -1,0 +1,36 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# several test processes share few cores; before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from shards.locate import build_embedded
+from shards.reader import Dataset
+from tests.synthetic import build_toy
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published data set of 60 samples in 4 shards; read only."""
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    build_toy(folder)
+    return folder
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> Dataset:
+    return Dataset(toy_folder)
+
+
+@pytest.fixture(scope="session")
+def dft_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set as shards; read only."""
+    folder = tmp_path_factory.mktemp("data") / "dft_crystals"
+    build_embedded("dft_crystals", folder, workers=os.cpu_count() or 1)
+    return folder
