@@ -49,14 +49,14 @@ class Result:
     validation, test : list of dict
         Metrics, one dict a seed.
     predictions, targets : ndarray
-        Test predictions of the first seed, for the parity plot.
+        Test predictions of the first seed and their targets, for the parity plot.
     """
 
     row: RowConfig
     validation: list[dict[str, float]] = field(default_factory=list)
     test: list[dict[str, float]] = field(default_factory=list)
-    predictions: np.ndarray | None = None
-    targets: np.ndarray | None = None
+    predictions: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def summary(self) -> dict[str, Any]:
         """Return strategy, modalities, and mean and standard deviation over the seeds of every metric."""
@@ -124,7 +124,7 @@ class Comparison:
             task = self._task()
             result.validation.append(validation)
             result.test.append(evaluate(task, predictions, targets))
-            if result.predictions is None:
+            if not result.predictions.size:
                 result.predictions, result.targets = predictions.numpy(), targets.numpy()
         summary = result.summary()
         name = f"{row.strategy}_{'_'.join(row.modalities)}"
@@ -155,7 +155,9 @@ class Comparison:
             groups = [head_group, {"params": list(predictor.featurizer.parameters()), "lr": encoder_lr}]
             epochs = optim.epochs
         schedule = Schedule(groups=groups, epochs=epochs, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
-        validation = fit(network, batches["train"], batches["val"], schedule=schedule, accelerator=self.accelerator)
+        validation = fit(
+            network, predictor.head, batches["train"], batches["val"], schedule=schedule, accelerator=self.accelerator
+        )
         if row.strategy != "scratch":
             self._remember(validation, predictor, row)
         return validation, predict(network, predictor.head, batches["test"], self.accelerator)

@@ -31,7 +31,5 @@ def retrieval_table(
     with torch.no_grad():
         rows = retrieval(*embed_all(foundation.model, stream), complete_only=complete_only)
     if not rows:
-        raise DataError(
-            f"part '{part}' of split '{split}' has fewer than 2 complete samples", where=dataset.folder
-        )
+        raise DataError(f"part '{part}' of split '{split}' has fewer than 2 complete samples", where=dataset.folder)
     return rows

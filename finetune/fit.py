@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from finetune.heads.base import Head
 from finetune.metrics import SELECTION, better, evaluate, worst
 
 Batches = Callable[[int], Iterable[tuple[object, Tensor]]]
@@ -28,6 +29,7 @@ class Schedule:
 
 def fit(
     network: nn.Module,
+    head: Head,
     train: Batches,
     validation: Batches,
     *,
@@ -39,7 +41,9 @@ def fit(
     Parameters
     ----------
     network : nn.Module
-        Maps a batch to raw outputs and has a ``head`` that gives loss and predictions.
+        Maps a batch to raw outputs.
+    head : Head
+        The part of the network that gives loss and predictions.
     train, validation : callable
         Epoch to this rank's batches ``(inputs, targets)``; the same number on every rank.
     schedule : Schedule
@@ -52,7 +56,6 @@ def fit(
     dict of str to float
         Validation metrics of the best epoch, and ``epoch``.
     """
-    head = network.head
     metric = SELECTION[head.task]
     optimizer = torch.optim.AdamW(schedule.groups, weight_decay=schedule.weight_decay)
     base = [group["lr"] for group in optimizer.param_groups]
@@ -80,9 +83,7 @@ def fit(
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, head: nn.Module, batches: Batches, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Return predictions and targets (N,) of all ranks, on the CPU."""
     model.eval()
     pairs = [(head.predict(model(inputs)), targets) for inputs, targets in batches(0)]

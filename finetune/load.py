@@ -23,6 +23,9 @@ from shards.schema import ModalitySpec, Sample
 from shards.sources.base import Record
 from shards.sources.structures import read_structure, structure_record
 
+# a pymatgen Structure is a sequence too, of sites
+SEVERAL = (list, tuple)
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -45,11 +48,11 @@ class Foundation:
         return list(self.model.specs)
 
     def embed(self, materials: Any, modality: str | None = None, *, batch_size: int = 64) -> np.ndarray:
-        """Embed one material, or a sequence of them, by one of their modalities.
+        """Embed one material, or a list of them, by one of their modalities.
 
         Parameters
         ----------
-        materials : Sample, Record, pymatgen Structure, path of a structure file, or a sequence of these
+        materials : Sample, Record, pymatgen Structure, path of a structure file, or a list of these
             What to embed.
         modality : str, optional
             Default: the first modality of the model that the (first) material has.
@@ -59,7 +62,7 @@ class Foundation:
         Returns
         -------
         ndarray
-            (D,) for one material, (N, D) for a sequence: float32 unit vectors, comparable across
+            (D,) for one material, (N, D) for a list: float32 unit vectors, comparable across
             modalities by their dot product.
 
         Raises
@@ -67,7 +70,7 @@ class Foundation:
         DataError
             Where a material lacks the modality.
         """
-        single = not isinstance(materials, Sequence) or isinstance(materials, str)
+        single = not isinstance(materials, SEVERAL)
         samples = [to_known_sample(m, self.model.specs) for m in ([materials] if single else materials)]
         if modality is None:
             modality = next((name for name in self.modalities if samples and name in samples[0].modalities), None)
@@ -104,18 +107,18 @@ class PropertyModel:
     specs: Mapping[str, ModalitySpec]
 
     def predict(self, materials: Any) -> np.ndarray | float:
-        """Predict the target, in its unit, for one material or a sequence of them.
+        """Predict the target, in its unit, for one material or a list of them.
 
         Parameters
         ----------
-        materials : Sample, Record, pymatgen Structure, path of a structure file, or a sequence of these
+        materials : Sample, Record, pymatgen Structure, path of a structure file, or a list of these
             Each needs at least one of the model's modalities.
 
         Returns
         -------
         float, or ndarray (N,)
         """
-        single = not isinstance(materials, Sequence) or isinstance(materials, str)
+        single = not isinstance(materials, SEVERAL)
         samples = [to_known_sample(m, self.specs) for m in ([materials] if single else materials)]
         for sample in samples:
             if not sample.modalities & set(self.specs):
@@ -169,4 +172,3 @@ def to_known_sample(material: Any, specs: Mapping[str, ModalitySpec]) -> Sample:
         name = str(material) if isinstance(material, str) and "\n" not in material else "query"
         material = structure_record(structure, name)
     return to_sample(material, {name: feature(spec.feature) for name, spec in specs.items()})
-

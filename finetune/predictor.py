@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from finetune.heads.base import HEADS, Head
 from pretrain.config import parse_recipe
-from pretrain.encoders.base import ENCODERS
+from pretrain.encoders.base import ENCODERS, Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
-from shards.plugins import Options
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError, suggest
+from shards.plugins import Options
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
 
@@ -31,17 +31,17 @@ class Featurizer(nn.Module):
 
     Parameters
     ----------
-    encoders : mapping of str to nn.Module
+    encoders : mapping of str to Encoder
         Modality to its encoder.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(dict(encoders))
         self.missing = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(encoder.dim)) for name, encoder in self.encoders.items()}
+            {name: nn.Parameter(torch.zeros(encoder.dim)) for name, encoder in encoders.items()}
         )
-        self.width = sum(encoder.dim for encoder in self.encoders.values())
+        self.width = sum(encoder.dim for encoder in encoders.values())
 
     def forward(self, batch: Batch) -> Tensor:
         """Return features (B, F)."""
@@ -110,7 +110,7 @@ def build_featurizer(export: Export, modalities: Sequence[str], *, pretrained: b
             raise ConfigError(f"the model has no modality '{name}'", why=suggest(name, export.specs))
     if pretrained:
         model = export.build()
-        return Featurizer({name: model.encoders[name] for name in modalities})
+        return Featurizer({name: cast(Encoder, model.encoders[name]) for name in modalities})
     encoders = {}
     for name in modalities:
         options = export.recipe.encoder(name)

@@ -62,9 +62,7 @@ def retrieval_plot(folder: Path, rows: Sequence[Row]) -> None:
         axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
         for i, j in np.argwhere(~np.isnan(matrix)):
             axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color="w" if matrix[i, j] < 0.6 else "k")
-        axes.set(
-            xticks=range(len(names)), yticks=range(len(names)), yticklabels=names, xlabel="target", ylabel="query"
-        )
+        axes.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names, xlabel="target", ylabel="query")
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set_title(f"recall@1 among {rows[0]['n']} held-out materials (chance {rows[0]['chance_at_1']:.3f})")
 
@@ -108,8 +106,8 @@ def latent_map(folder: Path, vectors: np.ndarray, rows: Sequence[Row]) -> None:
 
     def by_gap(axes: Axes) -> None:
         unknown = np.isnan(gaps)
-        axes.scatter(*points[unknown].T, s=8, color="0.85", label="not calculated")
-        dots = axes.scatter(*points[~unknown].T, s=14, c=gaps[~unknown], cmap="plasma")
+        axes.scatter(points[unknown, 0], points[unknown, 1], s=8, color="0.85", label="not calculated")
+        dots = axes.scatter(points[~unknown, 0], points[~unknown, 1], s=14, c=gaps[~unknown], cmap="plasma")
         axes.figure.colorbar(dots, ax=axes, label="band gap (eV)")
         axes.set(title="Crystal embeddings by band gap", xticks=[], yticks=[])
         axes.legend(fontsize=7)
@@ -118,7 +116,7 @@ def latent_map(folder: Path, vectors: np.ndarray, rows: Sequence[Row]) -> None:
         colours = matplotlib.colormaps["tab20"]
         for i, name in enumerate(sorted({row["prototype"] for row in rows})):
             chosen = np.array([row["prototype"] == name for row in rows])
-            axes.scatter(*points[chosen].T, s=12, color=colours(i % 20), label=name)
+            axes.scatter(points[chosen, 0], points[chosen, 1], s=12, color=colours(i % 20), label=name)
         axes.set(title="Crystal embeddings by prototype", xticks=[], yticks=[])
         axes.legend(fontsize=6, ncol=2, loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -59,9 +59,8 @@ class Index:
         """
         similarity = self.vectors @ query
         order = np.argsort(-similarity, kind="stable")[:k]
-        return [
-            Hit(s.id, float(similarity[i]), s.tags, s.labels) for i, s in ((int(i), self.samples[int(i)]) for i in order)
-        ]
+        found = [(float(similarity[i]), self.samples[int(i)]) for i in order]
+        return [Hit(sample.id, value, sample.tags, sample.labels) for value, sample in found]
 
 
 def search(foundation: Foundation, query: Path, *, data: str, among: str = "crystal", k: int = 10) -> list[Hit]:

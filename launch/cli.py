@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -25,10 +25,11 @@ app.add_typer(config_app, name="config")
 
 Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
-Out = Annotated[Optional[Path], typer.Option(help="Folder of the run (default: runs/NAME).")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done.")]
 Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
+Structures = Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")]
 Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
 DATA = "embedded:dft_crystals"
 
@@ -50,13 +51,12 @@ def pretrain(
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest good checkpoint.")] = False,
-    deepspeed_config: Annotated[Optional[Path], typer.Option(help="DeepSpeed JSON that wins over the recipe.")] = None,
+    deepspeed_config: Annotated[Path | None, typer.Option(help="DeepSpeed JSON that wins over the recipe.")] = None,
     accelerators: Annotated[int, typer.Option(help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Pretrain on this host through DeepSpeed's launcher."""
     from launch.start import deepspeed_command, ranks_here, run
-
     from pretrain.config import load_recipe
 
     load_recipe(config, set_)
@@ -74,9 +74,8 @@ def pretrain(
 @app.command()
 def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = False) -> None:  # noqa: B006
     """Fine-tune a registered model, and compare it with scratch, probe and trivial predictors."""
-    from launch.start import finetune_command, run
-
     from finetune.config import load_finetune_recipe
+    from launch.start import finetune_command, run
 
     load_finetune_recipe(config, set_)
     options = ["--config", str(config), *[part for item in set_ for part in ("--set", item)]]
@@ -90,7 +89,9 @@ def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = 
 
 @app.command()
 def predict(
-    uri: Uri, structures: Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")], as_json: Json = False
+    uri: Uri,
+    structures: Structures,
+    as_json: Json = False,
 ) -> None:
     """Predict a property of crystal structures."""
     from finetune.load import PropertyModel, load
@@ -99,17 +100,18 @@ def predict(
 
     model = load(uri)
     if not isinstance(model, PropertyModel):
-        raise ConfigError(f"'{uri}' is a pretrained model without a head", do="matloom finetune, then predict with its result")
-    values = model.predict(list(structures))
+        raise ConfigError(
+            f"'{uri}' is a pretrained model without a head", do="matloom finetune, then predict with its result"
+        )
     name, unit = describe(model.info.target)
-    rows = [{"file": str(path), "property": name, "value": float(v), "unit": unit} for path, v in zip(structures, values)]
+    rows = [{"file": str(path), "property": name, "value": model.predict(path), "unit": unit} for path in structures]
     _show(rows, as_json, lambda row: f"{row['file']}: {row['property']} = {row['value']:.4f} {row['unit']}".rstrip())
 
 
 @app.command()
 def embed(
     uri: Uri,
-    structures: Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")],
+    structures: Structures,
     out: Annotated[Path, typer.Option(help="Result, .npy with one row a file.")] = Path("embeddings.npy"),
 ) -> None:
     """Write the unit embedding vectors of crystal structures."""
@@ -164,9 +166,11 @@ def evaluate(
     _show(
         rows,
         as_json,
-        lambda r: f"{r['query']:>15} -> {r['target']:15} n {r['n']:4}  recall@1 {r['recall_at_1']:.2f} "
-        f"(chance {r['chance_at_1']:.3f})  @5 {r['recall_at_5']:.2f}  @10 {r['recall_at_10']:.2f}  "
-        f"median rank {r['median_rank']:.0f}",
+        lambda r: (
+            f"{r['query']:>15} -> {r['target']:15} n {r['n']:4}  recall@1 {r['recall_at_1']:.2f} "
+            f"(chance {r['chance_at_1']:.3f})  @5 {r['recall_at_5']:.2f}  @10 {r['recall_at_10']:.2f}  "
+            f"median rank {r['median_rank']:.0f}"
+        ),
     )
 
 
@@ -200,7 +204,9 @@ def shards_build(
 
 
 @shards_app.command("inspect")
-def shards_inspect(path: Annotated[str, typer.Argument(help="Folder of shards, or embedded:NAME.")], as_json: Json = False) -> None:
+def shards_inspect(
+    path: Annotated[str, typer.Argument(help="Folder of shards, or embedded:NAME.")], as_json: Json = False
+) -> None:
     """Print the coverage matrix, the splits and the labels of a data set."""
     from launch.tables import print_summary
     from shards.locate import locate
@@ -237,12 +243,12 @@ def config_schema() -> None:
     from pretrain.encoders.base import ENCODERS
     from pretrain.objectives.base import OBJECTIVES
 
-    families = {"encoders": ENCODERS, "objectives": OBJECTIVES}
-    plugins = {
-        name: {kind: registry.get(kind).Config.model_json_schema() for kind in registry.kinds()}
-        for name, registry in families.items()
+    tables = {
+        "recipe": Recipe.model_json_schema(),
+        "encoders": {kind: ENCODERS.get(kind).Config.model_json_schema() for kind in ENCODERS.kinds()},
+        "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
     }
-    typer.echo(json.dumps({"recipe": Recipe.model_json_schema(), **plugins}, indent=1))
+    typer.echo(json.dumps(tables, indent=1))
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, line: Any) -> None:
@@ -267,7 +273,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"matloom: internal error: {type(error).__name__}: {error}\n  try:   the same with --debug", err=True)
+        typer.echo(
+            f"matloom: internal error: {type(error).__name__}: {error}\n  try:   the same with --debug", err=True
+        )
         sys.exit(MatloomError.exit_code)
 
 

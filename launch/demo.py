@@ -75,7 +75,9 @@ class Demo:
             processes.append(subprocess.Popen(finetune_command(options), env=environment(threads=1)))
         for code in [process.wait() for process in processes]:
             _must(code, "fine-tuning failed")
-        return {target: json.loads((self.out / name / "table.json").read_text())["rows"] for target, name in TARGETS.items()}
+        return {
+            target: json.loads((self.out / name / "table.json").read_text())["rows"] for target, name in TARGETS.items()
+        }
 
     def evaluate(self) -> list[Any]:
         """Measure retrieval on the test part, for the first and only time, and draw the plots."""
@@ -170,7 +172,9 @@ def _print(demo: Demo, retrieval: list[Any], tables: dict[str, Any], cif: Path) 
 
 def _verdict(rows: list[Any]) -> str:
     scratch = next(row for row in rows if row["strategy"] == "scratch")["test_mae"]
-    better = [row["strategy"] for row in rows if row["strategy"] in ("frozen", "full", "probe") and row["test_mae"] < scratch]
+    better = [
+        row["strategy"] for row in rows if row["strategy"] in ("frozen", "full", "probe") and row["test_mae"] < scratch
+    ]
     if better:
         return f"Pretraining beats training from scratch here ({', '.join(better)})."
     return "Pretraining does NOT beat training from scratch here."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -61,7 +63,9 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, "missing", "not installed", f"pip install '{line.split(';')[0].strip()}'")
     for module in ("torchvision", "deepspeed"):
         try:
-            importlib.import_module(module)
+            # deepspeed's logger writes to whatever standard output is at its import
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module(module)
         except Exception as error:
             yield Finding(
                 f"import {module}", "missing", f"{type(error).__name__}: {error}", f"install a {module} that fits torch"

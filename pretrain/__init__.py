@@ -1,0 +1,1 @@
+"""What learns: encoders, objectives, the engine and the loop."""

@@ -73,7 +73,9 @@ class Checkpoints:
                 continue
             return folder
         raise CheckpointError(
-            "there is no checkpoint to resume from", where=self.folder, do="start without --resume, or name another --out"
+            "there is no checkpoint to resume from",
+            where=self.folder,
+            do="start without --resume, or name another --out",
         )
 
     @staticmethod

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pretrain.encoders.base import ENCODERS
 from pretrain.objectives.base import OBJECTIVES
-from pretrain.plugins import Options, config_error
 from shards.augment import Augment
 from shards.errors import ConfigError
+from shards.plugins import Options, config_error
 from shards.schema import Strict
 
 M = TypeVar("M", bound=BaseModel)

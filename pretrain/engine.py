@@ -23,6 +23,17 @@ from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError
 
 TAG = "engine"
+OWNED = {
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "data_types",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+}
 
 
 def start_process_group() -> tuple[int, int, torch.device]:
@@ -170,10 +181,16 @@ class Engine:
 
 
 def _refuse_own_keys(settings: Mapping[str, Any]) -> None:
-    owned = {"optimizer", "scheduler", "fp16", "bf16", "data_types"} & set(settings)
+    owned = OWNED & set(settings)
     if owned:
         raise ConfigError(
             f"DeepSpeed's {sorted(owned)} cannot be set here",
-            why="optimizer, schedule and precision are the recipe's [optim]",
-            do="move them to [optim]",
+            why="batch size, optimizer, schedule, clipping and precision are the recipe's [data] and [optim]",
+            do="set them there",
+        )
+    if settings.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(
+            "ZeRO stage 3 is not supported",
+            why="it partitions the parameters, which validation and export read whole",
+            do="zero_optimization = { stage = 2 }",
         )

@@ -99,8 +99,8 @@ def contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and for hashing: indented, keys sorted."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True))
+    """Write indented JSON; keys stay in order, since the order of a recipe's modalities has a meaning."""
+    path.write_text(json.dumps(value, indent=1))
 
 
 def model_card(model: MultimodalModel, recipe: Recipe, metrics: Mapping[str, Any]) -> str:

@@ -44,11 +44,10 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.specs = {name: specs[name] for name in recipe.modalities}
         self.autocast = autocast
-        self.encoders = nn.ModuleDict(
-            {name: _encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
-        )
+        encoders = {name: _encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
+        self.encoders = nn.ModuleDict(encoders)
         self.projections = nn.ModuleDict(
-            {name: projection(encoder.dim, recipe.projection) for name, encoder in self.encoders.items()}
+            {name: projection(encoder.dim, recipe.projection) for name, encoder in encoders.items()}
         )
         options = recipe.objective_options()
         self.objective = OBJECTIVES.get(options.kind)(options, list(self.specs))
@@ -113,9 +112,7 @@ def check_modalities(recipe: Recipe, specs: Mapping[str, ModalitySpec]) -> None:
             )
 
 
-def fit_encoders(
-    recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Callable[[str], Iterable[Value]]
-) -> Fitted:
+def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Callable[[str], Iterable[Value]]) -> Fitted:
     """Fit what the encoders must know before they are built.
 
     Parameters

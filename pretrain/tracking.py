@@ -121,10 +121,10 @@ class Tracker:
             f"models:/{model.model_id}", name, tags={**tags, SCORE_TAG: repr(score)}
         ).version
         try:
-            champion = client.get_model_version_by_alias(name, CHAMPION)
+            rival = dict(client.get_model_version_by_alias(name, CHAMPION).tags)
         except MlflowException:
-            champion = None
-        comparable = champion is not None and champion.tags.get("data_sha256") == tags.get("data_sha256")
-        if not comparable or score > float(champion.tags.get(SCORE_TAG, "-inf")):
+            rival = {}
+        comparable = rival.get("data_sha256") == tags.get("data_sha256")
+        if not comparable or score > float(rival.get(SCORE_TAG, "-inf")):
             client.set_registered_model_alias(name, CHAMPION, version)
         return f"models:/{name}/{version}"

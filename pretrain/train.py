@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch.distributed as dist
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Recipe
 from pretrain.engine import Engine, autocast_type, start_process_group
-from pretrain.evaluate import Row, embed_all, mean_reciprocal_rank, retrieval
-from pretrain.export import write_export, write_json
+from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
-from pretrain.tracking import Tracker
+from pretrain.record import BEST, Recorder
 from shards.augment import Augment
+from shards.errors import CheckpointError
 from shards.locate import existing, locate
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
@@ -26,7 +25,6 @@ from shards.schema import Value
 from shards.sealed import sha256
 from shards.stream import BatchStream
 
-BEST, METRICS = "best", "metrics.jsonl"
 FIT_SAMPLES = 20_000
 
 
@@ -62,8 +60,11 @@ class Trainer:
         self.dataset = self._open()
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep)
         self.step, self.best = 0, -1.0
+        if not resume:
+            self._refuse_earlier_run()
         folder = self.checkpoints.newest() if resume else None
         state, self.fitted = Checkpoints.read(folder, self.world) if folder else ({}, self._fit())
+        self._check_same_run(folder, state)
         torch.manual_seed(recipe.seed)
         autocast = autocast_type(recipe.optim, self.device)
         self.model = MultimodalModel(recipe, self.dataset.modalities, self.fitted, autocast).to(self.device)
@@ -84,29 +85,33 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end and return the export of the best model by validation retrieval."""
-        recipe, per_epoch = self.recipe, self.stream.steps
-        self._start_metrics()
-        with self._tracker() as tracker:
-            for epoch in range(self.step // per_epoch, recipe.optim.epochs):
+        epochs, per_epoch = self.recipe.optim.epochs, self.stream.steps
+        with Recorder(self.recipe, self.out, self.dataset, world=self.world, enabled=self.rank == 0) as recorder:
+            recorder.start(self.step)
+            for epoch in range(self.step // per_epoch, epochs):
                 for batch, waited in timed(self.stream.epoch(epoch, start=self.step % per_epoch)):
                     began = time.perf_counter()
                     values = self.engine.step(batch, self.step)
                     self.step += 1
                     seconds = time.perf_counter() - began + waited
-                    values |= {"seconds/step": seconds, "seconds/data": waited}
-                    self._log(tracker, values)
-                    if self.step % recipe.checkpoint.every_steps == 0:
+                    recorder.metrics(self.step, {**values, "seconds/step": seconds, "seconds/data": waited})
+                    if self._evaluation_due():
+                        score = self._evaluate(recorder)
+                        self.report(
+                            f"epoch {epoch + 1}/{epochs}  step {self.step}  loss {values['loss']:.3f}  "
+                            f"temperature {values.get('temperature', float('nan')):.3f}  val MRR {score:.3f}"
+                        )
+                    # after the evaluation, which a run that resumes here would otherwise never make
+                    if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == per_epoch * epochs:
                         self._save()
-                done = epoch + 1
-                if done % recipe.evaluation.every_epochs == 0 or done == recipe.optim.epochs:
-                    score = self._evaluate(tracker)
-                    self.report(
-                        f"epoch {done}/{recipe.optim.epochs}  step {self.step}  loss {values['loss']:.3f}  "
-                        f"temperature {values.get('temperature', float('nan')):.3f}  val MRR {score:.3f}"
-                    )
-            self._save()
-            self._register(tracker)
+            uri = recorder.register(self.best, self.step)
+        if uri:
+            self.report(f"registered {uri}")
         return self.out / BEST
+
+    def _evaluation_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.stream.steps)
+        return rest == 0 and (epoch % self.recipe.evaluation.every_epochs == 0 or epoch == self.recipe.optim.epochs)
 
     def _open(self) -> Dataset:
         path = self.recipe.data.path
@@ -128,7 +133,8 @@ class Trainer:
         return fit_encoders(self.recipe, self.dataset.modalities, values)
 
     def _stream(self, part: str, *, shuffle: bool) -> BatchStream:
-        augments = {name: config.augment for name, config in self.recipe.modalities.items() if config.augment != Augment()}
+        modalities = self.recipe.modalities.items()
+        augments = {name: config.augment for name, config in modalities if config.augment != Augment()}
         return BatchStream(
             self.dataset,
             self.dataset.positions(self.recipe.data.split, part),
@@ -140,72 +146,55 @@ class Trainer:
             augments=augments if shuffle else None,
         )
 
-    def _tracker(self) -> Tracker:
-        parameters = {**self.recipe.resolved(), "world": self.world, "data_samples": len(self.dataset)}
-        return Tracker(self.recipe.tracking.experiment, self.recipe.name, parameters, enabled=self.rank == 0)
-
-    def _start_metrics(self) -> None:
-        """Drop the lines of steps that a resumed run will do again."""
-        if self.rank != 0:
-            return
-        path = self.out / METRICS
-        self.out.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() and self.step else []
-        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.step))
-
-    def _log(self, tracker: Tracker, values: Mapping[str, float]) -> None:
-        if self.rank == 0:
-            with (self.out / METRICS).open("a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-            tracker.metrics(values, self.step)
-
     def _save(self) -> None:
-        self.checkpoints.save(self.engine, self.step, {"best": self.best, "name": self.recipe.name}, self.fitted)
+        state = {"best": self.best, "run": self._identity(), "recipe": self.recipe.resolved()}
+        self.checkpoints.save(self.engine, self.step, state, self.fitted)
 
-    def _evaluate(self, tracker: Tracker) -> float:
+    def _identity(self) -> dict[str, Any]:
+        """What a step number means: a run that resumed with another of these would repeat or skip samples."""
+        return {
+            "data_sha256": sha256(self.dataset.folder / MANIFEST),
+            "split": self.recipe.data.split,
+            "batch_size": self.recipe.data.batch_size,
+            "seed": self.recipe.seed,
+            "modalities": list(self.recipe.modalities),
+        }
+
+    def _check_same_run(self, folder: Path | None, state: Mapping[str, Any]) -> None:
+        for name, value in self._identity().items():
+            if folder and state["run"][name] != value:
+                raise CheckpointError(
+                    f"the checkpoint was made with another {name}",
+                    where=folder,
+                    why=f"{state['run'][name]}, now {value}",
+                    do="resume with the recipe and the data of the first start, or start anew with another --out",
+                )
+
+    def _refuse_earlier_run(self) -> None:
+        """Refuse to mix a new run with an earlier one's checkpoints, which ``--resume`` would take for its own."""
+        if self.checkpoints.steps():
+            raise CheckpointError(
+                "the folder holds the checkpoints of an earlier run",
+                where=self.checkpoints.folder,
+                do="continue it with --resume, or name another --out",
+            )
+
+    def _evaluate(self, recorder: Recorder) -> float:
         """Measure validation retrieval; export the model where it is the best so far."""
         z, present = embed_all(self.model, self.validation, self.device)
         rows = retrieval(z, present, complete_only=self.recipe.evaluation.complete_only)
         score = mean_reciprocal_rank(rows)
-        values = {f"val/{row['query']}-{row['target']}/recall_at_{k}": float(row[f"recall_at_{k}"]) for row in rows for k in (1, 5, 10)}
-        self._log(tracker, {**values, "val/mrr": score})
+        recalls = {
+            f"val/{row['query']}-{row['target']}/recall_at_{k}": float(row[f"recall_at_{k}"])
+            for row in rows
+            for k in KS
+        }
+        recorder.metrics(self.step, {**recalls, "val/mrr": score})
         if score > self.best:
             self.best = score
-            if self.rank == 0:
-                self._export(rows)
+            recorder.export(self.model, self.fitted, self.step, rows)
         dist.barrier()
         return score
-
-    def _export(self, rows: list[Row]) -> None:
-        write_export(
-            self.out / BEST,
-            self.model,
-            self.recipe,
-            self.fitted,
-            step=self.step,
-            data_name=self.dataset.manifest.name,
-            data_sha256=sha256(self.dataset.folder / MANIFEST),
-            validation=rows,
-        )
-        write_json(self.out / "validation.json", rows)
-
-    def _register(self, tracker: Tracker) -> None:
-        name = self.recipe.tracking.register_as
-        if self.rank != 0 or name is None:
-            return
-        uri = tracker.register(
-            self.out / BEST,
-            name,
-            score=self.best,
-            parameters={"objective": self.recipe.objective["kind"], "step": self.step},
-            tags={
-                "data": self.dataset.manifest.name,
-                "data_sha256": sha256(self.dataset.folder / MANIFEST),
-                "modalities": ",".join(self.recipe.modalities),
-                "metric": "validation mean reciprocal rank",
-            },
-        )
-        self.report(f"registered {uri}")
 
 
 def timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:

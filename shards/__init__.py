@@ -1,0 +1,1 @@
+"""Data in: records become shards, shards become batches."""

@@ -85,25 +85,23 @@ def collate_modality(spec: ModalitySpec, values: Sequence[Value]) -> Inputs:
     for name, field in spec.fields.items():
         axis = field.ragged_axis
         if axis is not None and field.shape[axis] not in pointers:
-            lengths = [value[name].shape[axis] for value in values]  # type: ignore[index]
+            lengths = [value[name].shape[axis] for value in values]  # type: ignore[index, union-attr]
             pointers[str(field.shape[axis])] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     for axis_name, pointer in pointers.items():
         inputs[f"{axis_name}_ptr"] = torch.from_numpy(pointer)
         inputs[f"{axis_name}_row"] = torch.from_numpy(np.repeat(np.arange(len(values)), np.diff(pointer)))
     for name, field in spec.fields.items():
-        arrays = [value[name] for value in values]  # type: ignore[index]
+        arrays = [value[name] for value in values]  # type: ignore[index, union-attr]
         if field.index_of is not None:
             offsets = pointers[field.index_of][:-1]
-            arrays = [array.astype(np.int64) + offset for array, offset in zip(arrays, offsets, strict=True)]
+            arrays = [np.asarray(array, np.int64) + offset for array, offset in zip(arrays, offsets, strict=True)]
         axis = field.ragged_axis
         joined = np.stack(arrays) if axis is None else np.concatenate(arrays, axis=axis)
         inputs[name] = torch.from_numpy(joined)
     return inputs
 
 
-def collate(
-    samples: Sequence[Sample], specs: Mapping[str, ModalitySpec], label_names: Sequence[str] = ()
-) -> Batch:
+def collate(samples: Sequence[Sample], specs: Mapping[str, ModalitySpec], label_names: Sequence[str] = ()) -> Batch:
     """Collate samples into a `Batch` over the modalities of ``specs``."""
     present: dict[str, Tensor] = {}
     inputs: dict[str, Inputs] = {}

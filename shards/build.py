@@ -180,9 +180,7 @@ def _check_quarantine(quarantined: Mapping[str, str], kept: int, limit: float) -
 
 def _statistics(values: list[float]) -> LabelStats:
     array = np.asarray(values)
-    return LabelStats(
-        count=len(values), mean=array.mean(), std=array.std(), min=array.min(), max=array.max()
-    )
+    return LabelStats(count=len(values), mean=array.mean(), std=array.std(), min=array.min(), max=array.max())
 
 
 def _split(groups: Mapping[str, Mapping[str, str]], plan: SplitPlan) -> Split:

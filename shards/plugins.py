@@ -1,9 +1,10 @@
-"""Registries of plug-ins: encoders, objectives, fusions and heads, each with a typed configuration.
+"""Registries of plug-ins: features, encoders, objectives and heads, each with a typed configuration.
 
-A plug-in is a class with a nested pydantic model ``Config`` (derived from `Options`), registered
-under the ``kind`` by which recipes name it. A built-in one is imported when it is first asked for, so
-that a run pays for the libraries of the plug-ins that it uses; third-party ones are found by entry
-points (``[project.entry-points."matloom.encoders"]``, ``mine = "my_package:MyEncoder"``).
+A plug-in is a class with a nested pydantic model ``Config`` (derived from `Options`), or is itself
+such a model; it is registered under the ``kind`` by which recipes name it. A built-in one is
+imported when it is first asked for, so that a run pays for the libraries of the plug-ins that it
+uses; third-party ones are found by entry points (``[project.entry-points."matloom.encoders"]``,
+``mine = "my_package:MyEncoder"``).
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class Registry(Generic[T]):
         Name used in error messages (``encoder``).
     builtin : mapping of str to str
         Kind to the module whose import registers it.
+    key : str
+        The key of a table that names the plug-in.
     """
 
-    def __init__(self, family: str, builtin: Mapping[str, str]) -> None:
+    def __init__(self, family: str, builtin: Mapping[str, str], key: str = "kind") -> None:
         self.family = family
         self.builtin = builtin
+        self.key = key
         self._plugins: dict[str, T] = {}
 
     def register(self, kind: str) -> Callable[[T], T]:
@@ -81,18 +85,19 @@ class Registry(Generic[T]):
             self._plugins.setdefault(kind, plugin)
         return self._plugins[kind]
 
-    def options(self, table: Mapping[str, Any]) -> Options:
-        """Validate a recipe's table (``{kind = "potnet", layers = 3}``) into the plug-in's ``Config``."""
-        if "kind" not in table:
-            raise ConfigError(f"this {self.family} has no 'kind'", why=f"known: {', '.join(self.kinds())}")
-        if not isinstance(table["kind"], str):
-            raise ConfigError(f"the 'kind' of this {self.family} is no text", why=repr(table["kind"]))
-        plugin = self.get(table["kind"])
-        config: type[Options] = plugin.Config  # type: ignore[attr-defined]
+    def options(self, table: Mapping[str, Any]) -> Any:
+        """Validate a table (``{kind = "potnet", layers = 3}``) into the plug-in's model."""
+        if self.key not in table:
+            raise ConfigError(f"this {self.family} has no '{self.key}'", why=f"known: {', '.join(self.kinds())}")
+        kind = table[self.key]
+        if not isinstance(kind, str):
+            raise ConfigError(f"the '{self.key}' of this {self.family} is no text", why=repr(kind))
+        plugin = self.get(kind)
+        config: type[BaseModel] = plugin if issubclass(plugin, BaseModel) else plugin.Config  # type: ignore[attr-defined]
         try:
             return config(**table)
         except ValidationError as error:
-            raise config_error(error, config, where=f"{self.family} '{table['kind']}'") from None
+            raise config_error(error, config, where=f"{self.family} '{kind}'") from None
 
     def _entry_points(self) -> list[Any]:
         return list(entry_points(group=f"matloom.{self.family}s"))

@@ -80,7 +80,7 @@ class Dataset:
     def presence(self, modality: str) -> np.ndarray:
         """Return (N,) bool: which samples have an array modality, by the indices alone."""
         columns = [index.size[:, index.parts.index(modality)] for index in self._indices]
-        return np.concatenate(columns) != ABSENT if columns else np.zeros(0, dtype=bool)
+        return np.not_equal(np.concatenate(columns), ABSENT) if columns else np.zeros(0, dtype=bool)
 
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""

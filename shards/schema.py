@@ -82,12 +82,12 @@ class ModalitySpec(Strict):
         """Refuse a name that no member can have, two ragged axes in a field, an index of no axis of this modality."""
         if not MODALITY_NAME.fullmatch(self.name) or self.name == META:
             raise ValueError(f"'{self.name}' cannot name a modality: lower-case letters, digits and _, not '{META}'")
-        axes = {axis for field in self.fields.values() for axis in field.shape if isinstance(axis, str)}
-        for name, field in self.fields.items():
-            if sum(isinstance(axis, str) for axis in field.shape) > 1:
+        axes = {axis for spec in self.fields.values() for axis in spec.shape if isinstance(axis, str)}
+        for name, spec in self.fields.items():
+            if sum(isinstance(axis, str) for axis in spec.shape) > 1:
                 raise ValueError(f"field '{name}' has more than one ragged axis")
-            if field.index_of is not None and field.index_of not in axes:
-                raise ValueError(f"field '{name}' is an index of '{field.index_of}', which is no ragged axis here")
+            if spec.index_of is not None and spec.index_of not in axes:
+                raise ValueError(f"field '{name}' is an index of '{spec.index_of}', which is no ragged axis here")
         return self
 
     def check(self, value: Value, *, where: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import xxhash
@@ -98,4 +99,4 @@ class BatchStream:
                 text[name] = value
             else:
                 arrays[name] = dict(value)
-        return Sample(id=sample.id, arrays=arrays, text=text, labels=sample.labels, tags=sample.tags, group=sample.group)
+        return replace(sample, arrays=arrays, text=text)

@@ -23,7 +23,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
     names = list(dataset.modalities)
     present = presence(dataset)
     both = present.astype(np.int64).T @ present.astype(np.int64)
-    complete = present.all(axis=1)
+    complete: np.ndarray = np.all(present, axis=1, keepdims=False)
     return {
         "name": manifest.name,
         "source": manifest.source,

@@ -17,7 +17,9 @@ from shards.sources.structures import structure_record
 def records():
     """Yield one record a material; leave out what you do not have."""
     for i, (cation, anion) in enumerate((c, a) for c in ("Li", "Na", "K", "Rb") for a in ("F", "Cl", "Br")):
-        structure = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4 + 0.2 * i), [cation, anion], [[0] * 3, [0.5] * 3])
+        structure = Structure.from_spacegroup(
+            "Fm-3m", Lattice.cubic(4 + 0.2 * i), [cation, anion], [[0] * 3, [0.5] * 3]
+        )
         tags = structure_record(structure, "").tags  # formula and chemical system
         yield Record(
             id=f"{cation}{anion}",

@@ -101,13 +101,11 @@ class CrystalSummary(nn.Module):
         self.register_buffer("features", standard_element_features())
         self.potentials = potentials
         width = 4 * self.features.shape[1] + 1 + 2 * BINS + (6 if potentials else 0)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return (R, dim)."""
-        return self.mlp(self.invariants(inputs).to(self.mlp[0].weight.dtype))
+        return self.mlp(self.invariants(inputs).to(next(self.parameters()).dtype))
 
     def invariants(self, inputs: Inputs) -> Tensor:
         """Return the invariants (R, width) in float32."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pretrain.plugins import Options, Registry
 from shards.batch import Inputs
+from shards.plugins import Options, Registry
 from shards.schema import ModalitySpec, Value
 
 

@@ -11,8 +11,8 @@ from torch_geometric.nn import CGConv
 
 from pretrain.encoders.atoms import CrystalSummary, ElementEmbedding, dense_tokens, gaussians, pool_mean, tensor
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.plugins import Options
 from shards.batch import Inputs
+from shards.plugins import Options
 from shards.schema import ModalitySpec
 
 

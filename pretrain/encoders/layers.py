@@ -17,9 +17,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -44,14 +42,12 @@ class Summary(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32))
-        self.mlp = nn.Sequential(
-            nn.Linear(len(mean), 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(len(mean), 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Return (R, dim)."""
-        scaled = ((numbers.float() - self.centre) / self.deviation).clamp(-6, 6)
-        return self.mlp(scaled.to(self.mlp[0].weight.dtype))
+        scaled = ((numbers.float() - self.centre.float()) / self.deviation.float()).clamp(-6, 6)
+        return self.mlp(scaled.to(next(self.parameters()).dtype))
 
 
 def summary_statistics(numbers: np.ndarray | Tensor) -> dict[str, list[float]]:

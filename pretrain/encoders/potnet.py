@@ -20,8 +20,8 @@ from pretrain.encoders.atoms import (
     tensor,
 )
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.plugins import Options
 from shards.batch import Inputs
+from shards.plugins import Options
 from shards.schema import ModalitySpec
 
 POTENTIAL_WEIGHTS = (-0.801, -0.074, 0.145)  # Coulomb, London, Pauli, as published

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
 from pretrain.encoders.layers import Summary, summary_statistics
-from pretrain.plugins import Options
 from shards.batch import Inputs
 from shards.errors import ConfigError
+from shards.plugins import Options
 from shards.schema import ModalitySpec, Value
 
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -27,9 +27,7 @@ WAVES = 3  # Fourier components up to this index along each axis
 def periodic(channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv3d:
     """Convolution without bias on a grid whose opposite faces touch."""
     mode: Literal["circular", "zeros"] = "circular" if size > 1 else "zeros"
-    return nn.Conv3d(
-        channels_in, channels_out, size, stride, size // 2, groups=groups, bias=False, padding_mode=mode
-    )
+    return nn.Conv3d(channels_in, channels_out, size, stride, size // 2, groups=groups, bias=False, padding_mode=mode)
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -58,9 +56,10 @@ class Bottleneck(nn.Module):
 
 @ENCODERS.register("resnext3d")
 class ResNeXt3D(Encoder):
-    """Density on a (n, n, n) grid of fractional coordinates -> vector by a 3-D ResNeXt (arXiv 2312.00111; Hara et al. 2018).
+    """Density on a (n, n, n) grid of fractional coordinates -> vector by a 3-D ResNeXt (Hara et al. 2018).
 
-    ``depth = 50`` is MultiMat's size: stem 7^3 stride 2 and max-pool, blocks 3, 4, 6, 3 of widths 128 to 1024,
+    ``depth = 50`` is the size of MultiMat (arXiv 2312.00111): stem 7^3 stride 2 and max-pool, blocks 3, 4, 6, 3 of
+    widths 128 to 1024,
     cardinality 32, 2048 features. As published: ``{ kind = "resnext3d", depth = 50, coarsen = 1, scale = "linear",
     summary = false, dropout = 0 }``. The small depths start from width 16, cardinality 4 and a grid averaged by four.
 
@@ -103,9 +102,7 @@ class ResNeXt3D(Encoder):
         self.stages = nn.Sequential(*stages)
         self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(channels, config.dim))
         self.pool_stem = large
-        self.summary = (
-            Summary(config.dim, fitted["mean"], fitted["std"], config.dropout) if config.summary else None
-        )
+        self.summary = Summary(config.dim, fitted["mean"], fitted["std"], config.dropout) if config.summary else None
 
     @classmethod
     def fit(cls, spec: ModalitySpec, config: Config, values: Iterable[Value]) -> dict[str, Any]:
@@ -142,7 +139,7 @@ def grid_field(spec: ModalitySpec) -> str:
 
 
 def prepare(grid: Tensor, unit: float, coarsen: int, scale: str) -> Tensor:
-    """Average densities (R, n, n, n) in blocks, then bring them to order one: ``log(1 + rho / unit)`` or ``rho / unit``."""
+    """Average densities (R, n, n, n) in blocks, then scale: ``log(1 + rho / unit)`` or ``rho / unit``."""
     grid = grid.float()
     if coarsen > 1:
         grid = F.avg_pool3d(grid[:, None], coarsen)[:, 0]

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
 from pretrain.encoders.layers import Block, Summary, summary_statistics
-from pretrain.plugins import Options
 from shards.batch import Inputs
 from shards.errors import ConfigError
+from shards.plugins import Options
 from shards.schema import ModalitySpec, Value
-
 
 FREQUENCIES = 6
 
@@ -40,7 +39,7 @@ def spectrum_field(spec: ModalitySpec) -> tuple[str, int]:
     """Return name and length of the one field with a fixed axis of points."""
     names = [name for name, field in spec.fields.items() if len(field.shape) == 1 and field.ragged_axis is None]
     if len(names) != 1:
-        raise ConfigError(f"modality '{spec.name}' has fields {sorted(spec.fields)}, a spectrum encoder reads exactly one")
+        raise ConfigError(f"modality '{spec.name}' has fields {sorted(spec.fields)}, a spectrum encoder reads one")
     return names[0], int(spec.fields[names[0]].shape[0])
 
 
@@ -73,9 +72,7 @@ class SpectrumEncoder(Encoder):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
-        self.summary = (
-            Summary(config.dim, fitted["mean"], fitted["std"], config.dropout) if config.summary else None
-        )
+        self.summary = Summary(config.dim, fitted["mean"], fitted["std"], config.dropout) if config.summary else None
 
     @classmethod
     def positions(cls, spec: ModalitySpec) -> Tensor:
@@ -124,7 +121,7 @@ def waves(axis: Tensor) -> Tensor:
 
 
 def rescale(spectra: Tensor, unit: float, scale: str) -> Tensor:
-    """Bring intensities to order one: ``log(1 + g / unit)`` or ``g / unit``; negative noise is kept in the linear scale."""
+    """Bring intensities to order one: ``log(1 + g / unit)`` or ``g / unit``."""
     return torch.log1p(spectra.clamp_min(0) / unit) if scale == "log" else spectra / unit
 
 
@@ -201,7 +198,7 @@ class XRDEncoder(SpectrumEncoder):
 
     def scaled(self, spectra: Tensor) -> Tensor:
         """Square root of the intensity on the axis log(sin(theta))."""
-        return sharpen(spectra) @ self.resample
+        return sharpen(spectra) @ self.resample.float()
 
 
 def sharpen(spectra: Tensor) -> Tensor:
@@ -213,7 +210,8 @@ def log_axis_matrix(spec: ModalitySpec) -> Tensor:
     """Matrix (points, points) that interpolates from an even two-theta axis to an even log(sin(theta)) axis."""
     points = spectrum_field(spec)[1]
     start, stop = (float(spec.feature.get(key, value)) for key, value in (("start", 5.0), ("stop", 90.0)))
-    grid = np.linspace(*np.log(np.sin(np.radians([max(start, 0.5) / 2, stop / 2]))), points)
+    low_end, high_end = (float(np.log(np.sin(np.radians(angle / 2)))) for angle in (max(start, 0.5), stop))
+    grid = np.linspace(low_end, high_end, points)
     place = (np.degrees(2 * np.arcsin(np.exp(grid))) - start) / (stop - start) * (points - 1)
     low = np.clip(np.floor(place).astype(int), 0, points - 2)
     weight = np.clip(place - low, 0, 1)

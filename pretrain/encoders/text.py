@@ -16,17 +16,18 @@ from torch.nn import functional as F
 from pretrain.encoders.atoms import gaussians, standard_element_features
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
 from pretrain.encoders.layers import Block
-from pretrain.plugins import Options
 from shards.batch import Inputs
 from shards.errors import ConfigError
+from shards.plugins import Options
 from shards.schema import ModalitySpec, Value
 
-SYMBOLS = (
+_SYMBOLS = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
     "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W "
     "Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt "
     "Ds Rg Cn Nh Fl Mc Lv Ts Og"
-).split()  # by atomic number
+)
+SYMBOLS = _SYMBOLS.split(" ")  # by atomic number
 # Decimals and integers, element symbols (also inside formulas: LiFePO4 -> Li Fe P O 4), words, single signs.
 PIECES = r"\d+\.\d+|\d+|[A-Z][a-z]?(?![a-z])|[A-Za-z]+|[^\s\w]|_"
 PAD, UNKNOWN, NUMBER = "[PAD]", "[UNK]", "[NUM]"
@@ -124,11 +125,14 @@ class Scratch(nn.Module):
     def __init__(self, config: TextEncoder.Config, tokenizer: Tokenizer) -> None:
         super().__init__()
         dim = config.dim
-        vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+        places = tokenizer.get_vocab()
+        vocabulary = sorted(places, key=places.__getitem__)
         numbers = [PIECE_NUMBER.fullmatch(piece) is not None for piece in vocabulary]
         words = torch.arange(len(vocabulary))
         words[torch.tensor(numbers)] = vocabulary.index(NUMBER)
-        values = torch.tensor([float(p) if is_number else -1.0 for p, is_number in zip(vocabulary, numbers, strict=True)])
+        values = torch.tensor(
+            [float(p) if is_number else -1.0 for p, is_number in zip(vocabulary, numbers, strict=True)]
+        )
         symbols = {symbol: z for z, symbol in enumerate(SYMBOLS) if z > 0}
         self.register_buffer("word", words, persistent=False)
         self.register_buffer("value", values, persistent=False)

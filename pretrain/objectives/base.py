@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pretrain.plugins import Options, Registry
+from shards.plugins import Options, Registry
 
 
 class Objective(nn.Module):

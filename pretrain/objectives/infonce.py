@@ -49,9 +49,7 @@ class Temperature(nn.Module):
         return (log_scale + (log_scale.clamp(max=self.limit) - log_scale).detach()).exp()
 
 
-def info_nce(
-    a_BD: Tensor, b_BD: Tensor, valid: Tensor, *, scale: Tensor, local: slice, world: int = 1
-) -> Tensor:
+def info_nce(a_BD: Tensor, b_BD: Tensor, valid: Tensor, *, scale: Tensor, local: slice, world: int = 1) -> Tensor:
     r"""Symmetric InfoNCE of the rows where both modalities exist.
 
     .. math:: L = \tfrac12 [ \mathrm{mean}_i(-S_{ii} + \log\sum_j e^{S_{ij}})

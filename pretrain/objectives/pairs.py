@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pretrain.objectives.base import OBJECTIVES, Objective
 from pretrain.objectives.infonce import Temperature, TemperatureConfig, info_nce
-from pretrain.plugins import Options
 from shards.errors import ConfigError, suggest
+from shards.plugins import Options
 
 
 class PairsOptions(Options):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+from shards.plugins import Registry
 from shards.schema import Kind, ModalitySpec, Strict, Value
 from shards.sources.base import Record
 
 
 class Feature(Strict):
     """A feature step; its fields are its parameters and go into the manifest.
+
+    Registered by ``@FEATURES.register(name)``, or found by the entry-point group ``matloom.features``.
 
     Attributes
     ----------
@@ -28,3 +31,10 @@ class Feature(Strict):
     @abstractmethod
     def __call__(self, record: Record) -> Value | None:
         """Return the modality's value, or None where the record lacks what it is made of."""
+
+
+FEATURES: Registry[type[Feature]] = Registry(
+    "feature",
+    {name: f"shards.features.{name}" for name in ("charge_density", "crystal", "dos", "text", "xrd")},
+    key="step",
+)

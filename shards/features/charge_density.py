@@ -8,11 +8,12 @@ import numpy as np
 from pydantic import Field
 
 from shards.errors import DataError
-from shards.features.base import Feature
+from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import Record
 
 
+@FEATURES.register("charge_density")
 class ChargeDensityFeature(Feature):
     """Density on any grid -> density on ``points``^3, float16, with the same mean.
 

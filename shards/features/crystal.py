@@ -8,11 +8,12 @@ from pydantic import Field
 
 from shards.crystals import crystal_arrays
 from shards.errors import DataError
-from shards.features.base import Feature
+from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import Record
 
 
+@FEATURES.register("crystal")
 class CrystalFeature(Feature):
     """Structure -> primitive cell -> graph of all neighbours within a cut-off.
 

@@ -8,11 +8,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shards.errors import DataError
-from shards.features.base import Feature
+from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import RawDos, Record
 
 
+@FEATURES.register("dos")
 class DosFeature(Feature):
     """Density of states -> states per eV and atom on ``points`` energies from ``start`` to ``stop``.
 

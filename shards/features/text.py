@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from shards.errors import DataError
-from shards.features.base import Feature
+from shards.features.base import FEATURES, Feature
 from shards.schema import Kind, ModalitySpec, Value
 from shards.sources.base import Record
 
 
+@FEATURES.register("text")
 class TextFeature(Feature):
     """Text without white space at its ends."""
 

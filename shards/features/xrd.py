@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from shards.crystals import check_structure, primitive_cell
 from shards.errors import DataError
-from shards.features.base import Feature
+from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import Record
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+@FEATURES.register("xrd")
 class XrdFeature(Feature):
     """Structure -> diffraction intensity on a uniform grid of two theta, largest value 1.
 

@@ -1,0 +1,1 @@
+"""Sources, one adapter a file: each yields records."""

@@ -28,7 +28,18 @@ def matloom(*arguments: object, code: int = 0) -> str:
 
 def test_help_names_every_command() -> None:
     text = matloom("--help")
-    for command in ("demo", "pretrain", "finetune", "predict", "search", "evaluate", "embed", "doctor", "shards", "config"):
+    for command in (
+        "demo",
+        "pretrain",
+        "finetune",
+        "predict",
+        "search",
+        "evaluate",
+        "embed",
+        "doctor",
+        "shards",
+        "config",
+    ):
         assert command in text
 
 

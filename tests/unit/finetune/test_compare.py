@@ -59,9 +59,7 @@ def test_the_mean_row_knows_the_training_part_only(export_folder: Path, toy_fold
     assert not used["train"] & used["test"] and not used["train"] & used["val"] and not used["val"] & used["test"]
 
 
-def test_an_unknown_target_is_refused_with_a_suggestion(
-    export_folder: Path, toy_folder: Path, tmp_path: Path
-) -> None:
+def test_an_unknown_target_is_refused_with_a_suggestion(export_folder: Path, toy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'gap_ev'"):
         Comparison(recipe(export_folder, toy_folder, target="gap_eV"), tmp_path)
 

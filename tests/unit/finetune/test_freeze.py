@@ -33,7 +33,9 @@ def test_without_freezing_weights_and_statistics_move() -> None:
     trunk, whole = network()
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     step(whole)
-    assert not any(torch.equal(before[n], v) for n, v in trunk.state_dict().items() if "running" in n or "0.weight" in n)
+    assert not any(
+        torch.equal(before[n], v) for n, v in trunk.state_dict().items() if "running" in n or "0.weight" in n
+    )
 
 
 def test_gradients_still_flow_through_to_the_input() -> None:

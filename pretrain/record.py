@@ -1,0 +1,107 @@
+"""What a run leaves behind: metrics, the best export, the registered model. Rank 0 alone writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from pretrain.config import Recipe
+from pretrain.evaluate import Row
+from pretrain.export import write_export, write_json
+from pretrain.model import Fitted, MultimodalModel
+from pretrain.tracking import Tracker
+from shards.manifest import MANIFEST
+from shards.reader import Dataset
+from shards.sealed import sha256
+
+BEST, METRICS, VALIDATION = "best", "metrics.jsonl", "validation.json"
+
+
+class Recorder:
+    """The records of one run, used as a context.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What is trained.
+    out : Path
+        Folder of the run.
+    dataset : Dataset
+        What it is trained on.
+    world : int
+        Number of ranks, for the record.
+    enabled : bool
+        False on every rank but the first: then every method does nothing.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, *, world: int, enabled: bool) -> None:
+        self.recipe, self.out, self.enabled = recipe, out, enabled
+        self.data = {"data": dataset.manifest.name, "data_sha256": sha256(dataset.folder / MANIFEST)}
+        parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
+        self.tracker = Tracker(recipe.tracking.experiment, recipe.name, parameters, enabled=enabled)
+
+    def __enter__(self) -> Recorder:
+        self.tracker.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.tracker.__exit__(kind, error, trace)
+
+    def start(self, step: int) -> None:
+        """Begin at ``step``: drop the metrics of later steps, which a resumed run will do again."""
+        if not self.enabled:
+            return
+        path = self.out / METRICS
+        self.out.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() and step else []
+        # a kill may have cut the last line short
+        whole = [line for line in lines if line.endswith("}\n")]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        os.replace(partial, path)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line of metrics, and send it to MLflow."""
+        if not self.enabled:
+            return
+        with (self.out / METRICS).open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.tracker.metrics(values, step)
+
+    def export(self, model: MultimodalModel, fitted: Fitted, step: int, validation: list[Row]) -> None:
+        """Write the export of the best model so far."""
+        if not self.enabled:
+            return
+        write_export(
+            self.out / BEST,
+            model,
+            self.recipe,
+            fitted,
+            step=step,
+            data_name=self.data["data"],
+            data_sha256=self.data["data_sha256"],
+            validation=validation,
+        )
+        write_json(self.out / VALIDATION, validation)
+
+    def register(self, score: float, step: int) -> str | None:
+        """Register the best export where the recipe says so, and return its URI."""
+        name = self.recipe.tracking.register_as
+        if not self.enabled or name is None:
+            return None
+        return self.tracker.register(
+            self.out / BEST,
+            name,
+            score=score,
+            parameters={"objective": self.recipe.objective["kind"], "step": step},
+            tags={
+                **self.data,
+                "modalities": ",".join(self.recipe.modalities),
+                "metric": "validation mean reciprocal rank",
+            },
+        )

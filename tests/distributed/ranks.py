@@ -1,0 +1,83 @@
+"""Real ranks: processes on gloo that run one function and hand its results back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from typing import Any
+
+TIMEOUT_S = 180
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+    """Run ``function(*args)`` on ``world`` ranks and return their results, by rank.
+
+    The environment is what a launcher sets; `pretrain.engine.start_process_group` or
+    `torch.distributed.init_process_group` joins the group. The first rank that fails ends the others
+    and raises here, with its number and traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    port, pipes, processes = free_port(), [], []
+    for rank in range(world):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(theirs, rank, world, port, function, args))
+        process.start()
+        theirs.close()
+        pipes.append(mine)
+        processes.append(process)
+    try:
+        results = _collect(pipes, time.monotonic() + timeout_s)
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.join()
+    return results
+
+
+def _collect(pipes: list[Any], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not ready:
+            silent = sorted(set(range(len(pipes))) - set(results))
+            raise TimeoutError(f"ranks {silent} did not finish in time")
+        for pipe in ready:
+            rank = pipes.index(pipe)
+            try:
+                good, value = pipe.recv()
+            except EOFError:
+                good, value = False, "the process died without a word"
+            if not good:
+                raise RuntimeError(f"rank {rank} of {len(pipes)} failed:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _run(pipe: Any, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    try:
+        pipe.send((True, function(*args)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    finally:
+        pipe.close()
+        # ranks that still wait for this one would keep it from ending
+        os._exit(0)

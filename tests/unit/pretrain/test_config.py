@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.config import Recipe, apply_overrides, load_recipe, parse_recipe
+from shards.errors import ConfigError
+
+RECIPE = """
+name = "toy"
+[data]
+path = "somewhere"
+batch_size = 12
+[modalities.a]
+encoder = { kind = "vector", hidden = 8, dim = 4 }
+[modalities.dos]
+encoder = { kind = "spectrum_transformer", patch = 4, depth = 1, heads = 2, head_dim = 4, mlp_dim = 8, dim = 8 }
+augment = { noise = 0.1 }
+[objective]
+kind = "anchored"
+anchor = "a"
+temperature = { init = 0.2 }
+[optim]
+lr = 1e-3
+[deepspeed]
+zero_optimization = { stage = 1 }
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_defaults_are_filled_in(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.optim.lr == 1e-3
+    assert recipe.optim.grad_clip == 1.0
+    assert recipe.encoder("a").kind == "vector"
+    assert recipe.objective_options().temperature.learn  # type: ignore[attr-defined]
+    assert recipe.modalities["dos"].augment.noise == 0.1
+
+
+def test_a_resolved_recipe_is_complete_and_means_the_same(path: Path, tmp_path: Path) -> None:
+    resolved = load_recipe(path, ["optim.betas=[0.8, 0.99]"]).resolved()
+    (tmp_path / "recipe.json").write_text(json.dumps(resolved))
+    again = load_recipe(tmp_path / "recipe.json")
+    assert again.resolved() == resolved
+    assert again.optim == load_recipe(path, ["optim.betas=[0.8, 0.99]"]).optim
+    assert resolved["modalities"]["a"]["encoder"] == {"kind": "vector", "hidden": 8, "dim": 4}
+    assert resolved["modalities"]["dos"]["encoder"]["dropout"] == 0.1
+    assert resolved["objective"]["temperature"] == {"learn": True, "init": 0.2, "min": 0.01}
+    assert list(resolved["modalities"]) == ["a", "dos"]
+
+
+UNKNOWN = [
+    ("seeed=1", "seeed", "seed"),
+    ("data.batchsize=1", "data.batchsize", "batch_size"),
+    ("optim.learning_rte=1", "optim.learning_rte", None),
+    ("optim.lrr=1", "optim.lrr", "lr"),
+    ("modalities.a.encodr={}", "modalities.a.encodr", "encoder"),
+    ("modalities.dos.augment.nois=1", "modalities.dos.augment.nois", "noise"),
+    ("modalities.a.encoder.hiden=1", "hiden", "hidden"),
+    ("modalities.a.encoder.kind=vectr", "vectr", "vector"),
+    ("objective.ancor=a", "ancor", "anchor"),
+    ("objective.temperature.inti=1", "temperature.inti", "init"),
+    ("objective.kind=anchord", "anchord", "anchored"),
+    ("trackin.experiment=x", "trackin", "tracking"),
+]
+
+
+@pytest.mark.parametrize(("override", "named", "hint"), UNKNOWN)
+def test_an_unknown_key_is_refused_with_a_suggestion(path: Path, override: str, named: str, hint: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, [override])
+    assert f"'{named}'" in str(caught.value)
+    assert (f"did you mean '{hint}'" if hint else "known:") in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optim.lr=-1", "optim.lr=fast", "optim.lr=nan", "data.batch_size=0", "seed=-1", "optim.precision=fp8",
+     "objective.temperature.init=0", "modalities.a.encoder.dim=0", "modalities.a.encoder=vector", "objective=anchored",
+     "modalities.a.encoder.kind=7", "objective.kind=[]", "optim.betas=[0.9]", "checkpoint.keep=0"],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused(path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_recipe(path, [override])
+
+
+@pytest.mark.parametrize("missing", ["name", "data", "objective", "modalities"])
+def test_a_missing_table_is_named(path: Path, missing: str) -> None:
+    tables = load_recipe(path).resolved()
+    del tables[missing]
+    with pytest.raises(ConfigError, match=missing):
+        parse_recipe(tables, where="here")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [("seed=3", 3), ("seed = 3", 3), ("name=a b", "a b"), ('name="3"', "3"), ("name=embedded:x", "embedded:x"),
+     ("name=a=b", "a=b"), ("name=true", True), ("name=[1, 2]", [1, 2]), ("name=1e-3", 1e-3), ("name=", "")],
+)  # fmt: skip
+def test_overrides_are_toml_values_or_bare_words(override: str, value: Any) -> None:
+    assert apply_overrides({}, [override])[override.split("=")[0].strip()] == value
+
+
+def test_overrides_reach_into_tables_and_leave_the_original_alone() -> None:
+    tables = {"a": {"b": 1}}
+    assert apply_overrides(tables, ["a.c=2", "d.e.f=3", "a.c=4"]) == {"a": {"b": 1, "c": 4}, "d": {"e": {"f": 3}}}
+    assert tables == {"a": {"b": 1}}
+    for wrong in ("a", "a.b.c=1"):
+        with pytest.raises(ConfigError):
+            apply_overrides(tables, [wrong])
+
+
+@settings(deadline=None)
+@given(st.floats(1e-8, 1e8), st.integers(0, 2**40), st.text(min_size=1, max_size=10).filter(str.isidentifier))
+def test_any_value_survives_the_round_trip(rate: float, seed: int, name: str) -> None:
+    tables = {"name": name, "seed": seed, "data": {"path": name}, "modalities": {}, "objective": {"kind": "all_pairs"}}
+    recipe = parse_recipe({**tables, "optim": {"lr": rate}}, where="here")
+    again = parse_recipe(json.loads(json.dumps(recipe.resolved())), where="here")
+    assert (again.optim.lr, again.seed, again.name) == (rate, seed, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("x.toml", "a = "), ("x.toml", "a = 1\na = 2"), ("x.json", "{"), ("x.toml", None)]
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        load_recipe(tmp_path / name)
+
+
+def test_a_file_that_is_no_text_or_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "x.json").write_text("[1]")
+    for name in ("x.toml", "x.json"):
+        with pytest.raises(ConfigError, match=name):
+            load_recipe(tmp_path / name)
+
+
+def test_a_recipe_cannot_be_changed(path: Path) -> None:
+    recipe = load_recipe(path)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
+    assert isinstance(recipe, Recipe)

@@ -1,0 +1,258 @@
+"""Feature steps: what they compute, what they do not depend on, and what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+from scipy.spatial.transform import Rotation
+
+from shards.errors import ConfigError, DataError
+from shards.features import FEATURES, feature
+from shards.sources.base import RawDos, Record
+
+ENERGY = np.linspace(-15.0, 15.0, 901)
+STATES = 2.0 + np.sin(ENERGY) + np.exp(-((ENERGY - 2.0) ** 2))
+
+
+def perovskite() -> Structure:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    return Structure(Lattice.tetragonal(3.9, 4.1), ["Ba", "Ti", "O", "O", "O"], sites)
+
+
+def record(**values: object) -> Record:
+    return Record(id="BaTiO3 (1.5)", **values)  # type: ignore[arg-type]
+
+
+def full_record() -> Record:
+    return record(
+        structure=perovskite(),
+        dos=RawDos(energy_ev=ENERGY, states_per_ev=STATES, atoms=5),
+        charge_density=np.random.default_rng(0).uniform(0.1, 2.0, (32, 32, 32)),
+        text=" A perovskite.\n",
+    )
+
+
+@pytest.mark.parametrize("step", FEATURES.kinds())
+def test_values_satisfy_their_spec_and_missing_sources_give_none(step: str) -> None:
+    made = feature({"step": step})
+    spec = made.spec("name")
+    value = made(full_record())
+    assert value is not None
+    spec.check(value)
+    assert spec.kind == made.kind and spec.feature["step"] == step
+    assert feature(spec.feature) == made
+    assert made(record()) is None
+
+
+def test_the_graph_without_potentials_satisfies_its_spec() -> None:
+    made = feature({"step": "crystal", "potentials": False, "cutoff_a": 4.0})
+    value = made(full_record())
+    assert value is not None
+    made.spec("crystal").check(value)
+
+
+def test_importing_the_steps_is_light() -> None:
+    code = (
+        "import sys, shards.features; print([m for m in ('pymatgen', 'scipy', 'spglib', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({}, "has no 'step'"),
+        ({"step": "doss"}, "did you mean 'dos'"),
+        ({"step": "dos", "point": 3}, "did you mean 'points'"),
+        ({"step": "dos", "start": 5.0, "stop": -5.0}, "must be below stop"),
+        ({"step": "dos", "points": 1}, "'points'"),
+        ({"step": "xrd", "fwhm_deg": 0.1}, "two steps of the grid"),
+        ({"step": "xrd", "wavelength": "CuK"}, "'wavelength'"),
+        ({"step": "crystal", "cutoff_a": -1.0}, "'cutoff_a'"),
+    ],
+)
+def test_bad_tables_are_config_errors(table: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        feature(table)
+
+
+def test_large_structures_are_refused() -> None:
+    with pytest.raises(DataError, match="takes 4"):
+        feature({"step": "crystal", "max_atoms": 4})(full_record())
+
+
+# --- density of states ---------------------------------------------------------------------------
+
+
+def dos(
+    energy: np.ndarray, states: np.ndarray, *, zero_ev: float = 0.0, atoms: int = 1, **options: object
+) -> np.ndarray:
+    source = RawDos(energy_ev=energy, states_per_ev=states, zero_ev=zero_ev, atoms=atoms)
+    return feature({"step": "dos", **options})(record(dos=source))["intensity"]  # type: ignore[index]
+
+
+def test_dos_does_not_change_when_axis_and_zero_move_together() -> None:
+    reference = dos(ENERGY, STATES)
+    for shift in (-7.3, 4.25, 120.0):
+        np.testing.assert_allclose(dos(ENERGY + shift, STATES, zero_ev=shift), reference, atol=1e-6)
+    assert np.abs(dos(ENERGY, STATES, zero_ev=1.0) - reference).max() > 0.1
+
+
+def test_dos_is_per_atom_and_its_zero_is_in_the_middle() -> None:
+    np.testing.assert_allclose(dos(ENERGY, STATES, atoms=4), dos(ENERGY, STATES) / 4, rtol=1e-6)
+    peak = np.exp(-((ENERGY - 3.7) ** 2) / 0.1)
+    assert dos(ENERGY, peak, zero_ev=3.7).argmax() == 300
+
+
+def test_dos_on_its_own_grid_is_unchanged() -> None:
+    grid = np.linspace(-10, 10, 601, dtype=np.float32)
+    states = np.random.default_rng(0).uniform(0, 5, 601).astype(np.float32)
+    np.testing.assert_allclose(dos(grid, states), states, atol=2e-4)
+
+
+def test_dos_keeps_its_number_of_states() -> None:
+    smooth = np.exp(-(ENERGY**2) / 8)
+    grid = np.linspace(-10, 10, 601)
+    assert np.trapezoid(dos(ENERGY, smooth), grid) == pytest.approx(np.trapezoid(smooth, ENERGY), rel=1e-3)
+
+
+def test_dos_is_zero_outside_a_source_that_covers_most_of_the_window() -> None:
+    inside = (ENERGY >= -7) & (ENERGY <= 6)
+    values = dos(ENERGY[inside], STATES[inside])
+    grid = np.linspace(-10, 10, 601)
+    assert (values[grid < -7.01] == 0).all() and (values[grid > 6.01] == 0).all()
+    assert (values[(grid > -6.9) & (grid < 5.9)] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e, s: (e[400:600], s[400:600]), "covers"),
+        (lambda e, s: (e + 40.0, s), "covers"),
+        (lambda e, s: (e, s - 5.0), "negative"),
+        (lambda e, s: (e, np.where(e > 3, np.nan, s)), "NaN"),
+        (lambda e, s: (e[::-1], s), "do not ascend"),
+        (lambda e, s: (e[:-1], s), "equal length"),
+        (lambda e, s: (e[:1], s[:1]), "equal length"),
+    ],
+)
+def test_bad_densities_of_states_are_refused(change, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        dos(*change(ENERGY, STATES))
+    assert caught.value.where == "BaTiO3 (1.5)" and caught.value.do
+
+
+def test_small_negative_noise_of_a_dos_is_clipped() -> None:
+    values = dos(ENERGY, np.where(np.abs(ENERGY) < 1, -5e-4, 1.0))
+    assert values.min() == 0.0
+
+
+# --- diffraction ---------------------------------------------------------------------------------
+
+
+def xrd(structure: Structure, **options: object) -> np.ndarray:
+    return feature({"step": "xrd", **options})(record(structure=structure))["intensity"]  # type: ignore[index]
+
+
+def test_xrd_does_not_change_with_rotation_atom_order_or_cell() -> None:
+    structure = perovskite()
+    reference = xrd(structure)
+    rotation = Rotation.random(random_state=0).as_matrix()
+    turned = Structure(structure.lattice.matrix @ rotation.T, structure.species, structure.frac_coords)
+    shuffled = Structure.from_sites([structure[i] for i in (3, 0, 4, 1, 2)])
+    supercell = structure.make_supercell((2, 1, 2), in_place=False)
+    oxidised = structure.copy()
+    oxidised.add_oxidation_state_by_element({"Ba": 2, "Ti": 4, "O": -2})
+    for other in (turned, shuffled, supercell, oxidised):
+        np.testing.assert_allclose(xrd(other), reference, atol=1e-4)
+
+
+def test_xrd_peaks_stand_where_bragg_puts_them() -> None:
+    silicon = Structure(
+        Lattice(np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) * 5.431 / 2), ["Si", "Si"], [[0, 0, 0], [0.25, 0.25, 0.25]]
+    )
+    pattern = xrd(silicon, points=2048, fwhm_deg=0.2)
+    grid = np.linspace(10, 90, 2048)
+    peaks = grid[1:-1][(pattern[1:-1] > pattern[:-2]) & (pattern[1:-1] > pattern[2:]) & (pattern[1:-1] > 0.02)]
+    planes = [3, 8, 11, 16, 19, 24]  # h2 + k2 + l2 of 111, 220, 311, 400, 331, 422
+    expected = [2 * np.degrees(np.arcsin(1.54184 * np.sqrt(n) / 2 / 5.431)) for n in planes]
+    np.testing.assert_allclose(peaks, expected, atol=0.04)
+    assert pattern.max() == 1.0 and pattern.argmax() == np.abs(grid - expected[0]).argmin()
+
+
+@pytest.mark.parametrize("wavelength", ["CuKa", "MoKa"])
+def test_xrd_is_pymatgens(wavelength: str) -> None:
+    from pymatgen.analysis.diffraction.xrd import XRDCalculator
+
+    structure = perovskite()
+    structure.perturb(0.05)
+    peaks = XRDCalculator(wavelength).get_pattern(structure, scaled=False, two_theta_range=(5, 95))
+    grid = np.linspace(10, 90, 512)
+    expected = np.exp(-4 * np.log(2) * ((grid[:, None] - np.array(peaks.x)) / 0.5) ** 2) @ np.array(peaks.y)
+    np.testing.assert_allclose(xrd(structure, wavelength=wavelength), expected / expected.max(), atol=1e-3)
+
+
+def test_xrd_tells_two_crystals_apart() -> None:
+    other = perovskite()
+    other.apply_strain(0.02)
+    assert np.abs(xrd(other) - xrd(perovskite())).max() > 0.3
+
+
+def test_xrd_refuses_what_has_no_scattering_factor_or_no_peak() -> None:
+    with pytest.raises(DataError, match="scattering"):
+        xrd(Structure(Lattice.cubic(4), ["Og"], [[0, 0, 0]]))
+    with pytest.raises(DataError, match="cannot calculate"):
+        xrd(Structure(Lattice.cubic(2.0), ["Li"], [[0, 0, 0]]), start=10.0, stop=20.0, points=128)
+
+
+# --- charge density and text ---------------------------------------------------------------------
+
+
+def wave(n: int) -> np.ndarray:
+    x, y, z = np.meshgrid(*[np.arange(n) / n] * 3, indexing="ij")
+    return 1.0 + 0.5 * np.cos(2 * np.pi * (x - 2 * z)) + 0.3 * np.sin(2 * np.pi * 3 * y)
+
+
+@pytest.mark.parametrize("n", [16, 24, 31, 48])
+def test_charge_density_is_interpolated_exactly_below_its_band_limit(n: int) -> None:
+    value = feature({"step": "charge_density"})(record(charge_density=wave(n)))["density"]  # type: ignore[index]
+    assert value.dtype == np.float16
+    np.testing.assert_allclose(value.astype(float), wave(32), atol=2e-3)
+
+
+def test_charge_density_keeps_its_electrons() -> None:
+    sharp = np.zeros((20, 24, 30))
+    sharp[3, 4, 5] = 100.0
+    value = feature({"step": "charge_density"})(record(charge_density=sharp))["density"]  # type: ignore[index]
+    assert value.min() >= 0.0
+    assert value.astype(float).mean() == pytest.approx(sharp.mean(), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("density", "message"),
+    [
+        (np.full((8, 8, 8), np.nan), "NaN"),
+        (np.full((8, 8, 8), -0.5), "negative"),
+        (np.full((8, 8, 8), 1e6), "float16"),
+        (np.ones((8, 8)), "shape"),
+        (np.ones((8, 8, 0)), "shape"),
+    ],
+)
+def test_bad_charge_densities_are_refused(density: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        feature({"step": "charge_density"})(record(charge_density=density))
+
+
+def test_small_negative_noise_of_a_charge_density_is_clipped() -> None:
+    value = feature({"step": "charge_density", "points": 8})(record(charge_density=np.full((8, 8, 8), -1e-3)))
+    assert value["density"].min() == 0.0  # type: ignore[index]
+
+
+def test_text_is_stripped_and_never_empty() -> None:
+    assert feature({"step": "text"})(full_record()) == "A perovskite."
+    with pytest.raises(DataError, match="empty"):
+        feature({"step": "text"})(record(text=" \n"))
