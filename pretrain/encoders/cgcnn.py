@@ -38,7 +38,7 @@ class CGCNN(Encoder):
         gaussians: int = Field(40, ge=2)
         cutoff_a: float = Field(8.0, gt=0, description="upper end of the Gaussians")
         summary: bool = Field(True, description="add a perceptron over plain invariants")
-        dropout: float = Field(0.1, ge=0, lt=1)
+        dropout: float = Field(0.3, ge=0, lt=1)
 
     reads: ClassVar[frozenset[str]] = frozenset({"graph"})
 

@@ -72,14 +72,14 @@ class PotNet(Encoder):
         """Options of `PotNet`."""
 
         kind: Literal["potnet"] = "potnet"
-        layers: int = Field(2, ge=1)
+        layers: int = Field(1, ge=1)
         dim: int = Field(128, ge=2)
         gaussians: int = Field(64, ge=2, description="Gaussians for -0.75/d (published: 256)")
         multiquadrics: int = Field(64, ge=2, description="multiquadrics for the summed potentials")
         potentials: bool = Field(True, description="use the infinite sums where the data has them")
         pool: Literal["mean", "statistics"] = "statistics"
         summary: bool = Field(True, description="add a perceptron over plain invariants")
-        dropout: float = Field(0.1, ge=0, lt=1)
+        dropout: float = Field(0.3, ge=0, lt=1)
 
     reads: ClassVar[frozenset[str]] = frozenset({"graph"})
 

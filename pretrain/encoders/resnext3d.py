@@ -81,7 +81,7 @@ class ResNeXt3D(Encoder):
         scale: Literal["log", "linear"] = "log"
         summary: bool = True
         summary_points: int = Field(8, ge=1)
-        dropout: float = Field(0.1, ge=0, lt=1)
+        dropout: float = Field(0.2, ge=0, lt=1)
 
     reads: ClassVar[frozenset[str]] = frozenset({"grid"})
 

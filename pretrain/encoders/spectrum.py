@@ -25,14 +25,14 @@ class SpectrumOptions(Options):
     """Options that both spectrum encoders share."""
 
     dim: int = Field(128, ge=2)
-    depth: int = Field(2, ge=0)
+    depth: int = Field(1, ge=0)
     heads: int = Field(4, ge=1)
     head_dim: int = Field(32, ge=1)
     mlp_dim: int = Field(256, ge=1)
-    patch: int = Field(8, ge=1, description="points a token; 1 = the published token of one point")
+    patch: int = Field(16, ge=1, description="points a token; 1 = the published token of one point")
     summary: bool = Field(True, description="add a perceptron over the spectrum averaged at several widths")
     summary_bins: tuple[int, ...] = Field((80, 20), description="bins of the averages")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
 
 
 def spectrum_field(spec: ModalitySpec) -> tuple[str, int]:

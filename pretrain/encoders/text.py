@@ -64,7 +64,7 @@ class TextEncoder(Encoder):
         min_count: int = Field(2, ge=1, description="rarer words of the training texts are unknown")
         vocabulary: int = Field(20_000, ge=1, description="most words learned from the training texts")
         summary: bool = Field(True, description="add a perceptron over pooled token embeddings")
-        dropout: float = Field(0.1, ge=0, lt=1)
+        dropout: float = Field(0.3, ge=0, lt=1)
         model: str | None = Field(None, description="folder or hub name of a transformers model")
         freeze: bool = Field(False, description="keep the weights of `model`")
 

@@ -103,3 +103,8 @@ def test_every_recipe_is_valid(recipe: str) -> None:
         from pretrain.config import load_recipe
 
         assert load_recipe(ROOT / "recipes" / recipe).modalities
+
+
+def test_the_objective_is_one_switch() -> None:
+    recipe = json.loads(matloom("config", "show", "recipes/demo.toml", "--set", "objective.kind=all_pairs"))
+    assert recipe["objective"]["kind"] == "all_pairs"
