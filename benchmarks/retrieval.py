@@ -19,9 +19,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
 from descriptor_baseline import baseline
 
 from finetune.evaluate import retrieval_table

@@ -24,7 +24,9 @@ from finetune.heads.base import HEADS
 from finetune.metrics import SELECTION, better, evaluate, worst
 from finetune.predictor import Predictor, PredictorInfo, build_featurizer, build_head, write_predictor
 from finetune.registry import resolve
-from pretrain.export import Export, read_export
+from finetune.report import parity_plot
+from pretrain.export import Export, read_export, write_json
+from pretrain.plots import write_csv
 from pretrain.tracking import Tracker
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
@@ -36,6 +38,7 @@ from shards.stream import BatchStream
 
 PARTS = ("train", "val", "test")
 TRAINED = {"frozen", "full", "scratch"}
+REPORT = "report"
 
 
 @dataclass
@@ -107,9 +110,24 @@ class Comparison:
             self.recipe.experiment, self.recipe.name, self.recipe.model_dump(mode="json"), enabled=main
         ) as tracker:
             results = [self._row(row, tracker) for row in self.recipe.rows]
+            if main:
+                self._save(results)
+                tracker.files(self.out / REPORT, REPORT)
             if main and self._best is not None:
                 self._register(tracker)
         return results
+
+    def _save(self, results: list[Result]) -> None:
+        """Write the table as JSON and CSV, and the parity plot of the row that is registered."""
+        folder = self.out / REPORT
+        folder.mkdir(parents=True, exist_ok=True)
+        table = [result.summary() for result in results]
+        write_json(folder / "table.json", {"target": self.recipe.target, "rows": table})
+        write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
+        for result in results:
+            if result.row == self.best_row and self._task() == "regression":
+                label = f"{result.row.strategy}, {'+'.join(result.row.modalities)}, test"
+                parity_plot(folder, self.recipe.target, label, result.targets, result.predictions)
 
     @property
     def best_row(self) -> RowConfig | None:

@@ -17,6 +17,7 @@ from finetune.heads.base import HEADS, Head
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import ENCODERS, Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
+from pretrain.model import with_weights
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError, suggest
 from shards.plugins import Options
@@ -142,7 +143,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, dict[str, Mo
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError("this is no predictor of matloom", where=folder, why=str(error)) from None
     recipe = parse_recipe(tables[RECIPE], where=str(folder / RECIPE))
-    export = Export(recipe=recipe, specs=specs, fitted=tables[FITTED], metrics={}, weights={})
+    export = Export(recipe=recipe, specs=specs, fitted=with_weights(tables[FITTED]), metrics={}, weights={})
     featurizer = build_featurizer(export, info.modalities, pretrained=False)
     predictor = Predictor(featurizer, build_head(HEADS.options(info.head), featurizer.width))
     try:

@@ -76,21 +76,24 @@ class Demo:
         for code in [process.wait() for process in processes]:
             _must(code, "fine-tuning failed")
         return {
-            target: json.loads((self.out / name / "table.json").read_text())["rows"] for target, name in TARGETS.items()
+            target: json.loads((self.out / name / "report" / "table.json").read_text())["rows"]
+            for target, name in TARGETS.items()
         }
 
     def evaluate(self) -> list[Any]:
         """Measure retrieval on the test part, for the first and only time, and draw the plots."""
         from finetune.evaluate import retrieval_table
         from finetune.load import load_foundation
-        from finetune.report import latent_map, loss_plot, retrieval_plot
+        from finetune.report import latent_map
         from finetune.search import Index
+        from pretrain.plots import retrieval_plot
         from shards.reader import Dataset
 
         self.plots.mkdir(parents=True, exist_ok=True)
         foundation, dataset = load_foundation(MODEL), Dataset(self.shards)
         rows = retrieval_table(foundation, dataset)
-        loss_plot(self.plots, self.out / "pretrain" / "metrics.jsonl")
+        for file in (self.out / "pretrain" / "plots").glob("loss.*"):
+            shutil.copy(file, self.plots)
         retrieval_plot(self.plots, rows)
         index = Index.build(foundation, Dataset(self.shards, ["crystal"]))
         described = [
@@ -104,7 +107,7 @@ class Demo:
         ]
         latent_map(self.plots, index.vectors, described)
         for name in TARGETS.values():
-            for file in (self.out / name).glob("parity_*"):
+            for file in (self.out / name / "report").glob("parity_*"):
                 shutil.copy(file, self.plots)
         return rows
 

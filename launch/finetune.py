@@ -30,21 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from finetune.compare import Comparison
         from finetune.config import load_finetune_recipe
-        from finetune.report import parity_plot, write_csv
-        from pretrain.export import write_json
 
         recipe = load_finetune_recipe(options.config, options.set)
         out = options.out or Path("runs") / recipe.name
-        out.mkdir(parents=True, exist_ok=True)
-        comparison = Comparison(recipe, out, report=lambda line: print(line, flush=True))
-        results = comparison.run()
-        if comparison.accelerator.is_main_process:
-            table = [result.summary() for result in results]
-            write_json(out / "table.json", {"target": recipe.target, "rows": table})
-            write_csv(out / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
-            for result in results:
-                if comparison.best_row == result.row:
-                    parity_plot(out, recipe.target, f"{result.row.strategy}, test", result.targets, result.predictions)
+        Comparison(recipe, out, report=lambda line: print(line, flush=True)).run()
     except MatloomError as error:
         print(f"matloom: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pretrain.engine import Engine
 from pretrain.export import write_json
-from pretrain.model import Fitted
+from pretrain.model import Fitted, with_weights
 from shards.errors import CheckpointError
 from shards.sealed import publish, staging, verify
 
@@ -88,4 +88,4 @@ class Checkpoints:
                 where=folder,
                 do=f"resume with --num_accelerators {state['world']}",
             )
-        return state, json.loads((folder / FITTED).read_text())
+        return state, with_weights(json.loads((folder / FITTED).read_text()))

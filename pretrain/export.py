@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.config import Recipe, parse_recipe
 from pretrain.evaluate import Row
-from pretrain.model import Fitted, MultimodalModel
+from pretrain.model import Fitted, MultimodalModel, with_weights
 from shards.errors import CheckpointError
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
@@ -87,7 +87,7 @@ def read_export(folder: Path) -> Export:
     return Export(
         recipe=parse_recipe(tables[RECIPE], where=str(folder / RECIPE)),
         specs=specs,
-        fitted=tables[FITTED],
+        fitted=with_weights(tables[FITTED]),
         metrics=tables[METRICS],
         weights=weights,
     )

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# renamed in torch 2.14
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class _GatherRows(torch.autograd.Function):
     """All-gather forward; all-reduce and slice backward.
@@ -21,7 +24,7 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.rows = rows.shape[0]
         gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        all_gather(gathered, rows.contiguous())
         return gathered
 
     @staticmethod
@@ -84,7 +87,7 @@ def gather_rows(
 
 def _sizes(rows: int, device: torch.device) -> list[int]:
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([rows], device=device))
+    all_gather(sizes, torch.tensor([rows], device=device))
     return sizes.tolist()
 
 

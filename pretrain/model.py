@@ -129,6 +129,11 @@ def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Call
     return fitted
 
 
+def with_weights(fitted: Mapping[str, Mapping[str, Any]]) -> Fitted:
+    """Return fitted values of a model whose weights will be loaded: no encoder needs to fetch any of its own."""
+    return {name: {**values, "weights_follow": True} for name, values in fitted.items()}
+
+
 def _encoder(recipe: Recipe, spec: ModalitySpec, fitted: Mapping[str, Any]) -> Encoder:
     options = recipe.encoder(spec.name)
     return ENCODERS.get(options.kind)(spec, options, fitted)

@@ -12,6 +12,7 @@ from pretrain.config import Recipe
 from pretrain.evaluate import Row
 from pretrain.export import write_export, write_json
 from pretrain.model import Fitted, MultimodalModel
+from pretrain.plots import loss_plot, retrieval_plot
 from pretrain.tracking import Tracker
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
@@ -89,10 +90,17 @@ class Recorder:
         )
         write_json(self.out / VALIDATION, validation)
 
-    def register(self, score: float, step: int) -> str | None:
-        """Register the best export where the recipe says so, and return its URI."""
+    def finish(self, score: float, step: int) -> str | None:
+        """Draw the plots, register the best export where the recipe says so, and return its URI."""
+        if not self.enabled:
+            return None
+        plots = self.out / "plots"
+        plots.mkdir(exist_ok=True)
+        loss_plot(plots, self.out / METRICS)
+        retrieval_plot(plots, json.loads((self.out / VALIDATION).read_text()))
+        self.tracker.files(plots, "plots")
         name = self.recipe.tracking.register_as
-        if not self.enabled or name is None:
+        if name is None:
             return None
         return self.tracker.register(
             self.out / BEST,

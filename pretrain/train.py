@@ -104,7 +104,7 @@ class Trainer:
                     # after the evaluation, which a run that resumes here would otherwise never make
                     if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == per_epoch * epochs:
                         self._save()
-            uri = recorder.register(self.best, self.step)
+            uri = recorder.finish(self.best, self.step)
         if uri:
             self.report(f"registered {uri}")
         return self.out / BEST
