@@ -174,13 +174,17 @@ def _print(demo: Demo, retrieval: list[Any], tables: dict[str, Any], cif: Path) 
 
 
 def _verdict(rows: list[Any]) -> str:
-    scratch = next(row for row in rows if row["strategy"] == "scratch")["test_mae"]
-    better = [
-        row["strategy"] for row in rows if row["strategy"] in ("frozen", "full", "probe") and row["test_mae"] < scratch
-    ]
-    if better:
-        return f"Pretraining beats training from scratch here ({', '.join(better)})."
-    return "Pretraining does NOT beat training from scratch here."
+    """Say whether pretraining helped: by more than the spreads over the seeds together, or not."""
+    by_strategy = {row["strategy"]: row for row in rows}
+    scratch = by_strategy["scratch"]
+    lines = []
+    for strategy in ("frozen", "full"):
+        row = by_strategy[strategy]
+        gain = scratch["test_mae"] - row["test_mae"]
+        spread = scratch["test_mae_std"] + row["test_mae_std"]
+        verdict = "beats" if gain > spread else "is worse than" if gain < -spread else "is level with"
+        lines.append(f"{strategy} {verdict} training from scratch ({-gain:+.3f}, spread {spread:.3f})")
+    return "Pretraining: " + "; ".join(lines) + "."
 
 
 def _must(code: int, what: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+# a log has no width of its own, and 80 columns cut the tables
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -7,7 +7,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,68 +75,87 @@ def build(
     max_quarantined: float = 0.05,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Build a data set and publish it as a sealed folder.
+    """Build a data set, the same for any number of workers, and publish it as a sealed folder.
 
     Parameters
     ----------
     records : iterable of Record
-        Source records; read once, in order. The result does not depend on ``workers``.
+        Source records, read once, in order.
     features : mapping of str to Feature
         Modality name to the step that computes it.
-    out : Path
-        Target folder; an earlier data set there is replaced when the new one is complete.
-    name, source : str
-        Written into the manifest: the data set's name, and where it comes from.
+    out, name, source : Path, str, str
+        Target folder, where an earlier data set is replaced when the new one is complete; what the
+        manifest says of the data set's name and origin.
     splits : mapping of str to SplitPlan, optional
         Divisions to store.
-    workers : int
-        Processes that compute features.
-    shard_samples : int
-        Samples a shard.
-    max_quarantined : float
-        Share of records that may be left out because a feature step refused them.
-    progress : callable, optional
-        Called with the number of records done.
+    shard_samples, max_quarantined : int, float
+        Samples a shard; share of records that may be left out because a feature step refused them.
+    workers, progress : int, callable
+        Processes that compute features; what is called with the number of records done.
 
     Raises
     ------
     DataError
-        Where more than ``max_quarantined`` of the records were refused, or none is left.
+        Where more than ``max_quarantined`` of the records were refused, or no sample is left.
     """
     specs = {modality: feature.spec(modality) for modality, feature in features.items()}
-    quarantined: dict[str, str] = {}
-    coverage: Counter[str] = Counter()
-    labels: dict[str, list[float]] = {}
-    groups: dict[str, dict[str, str]] = {}
+    tally = _Tally()
     with sealing(out) as stage:
         writer = ShardWriter(stage, specs, shard_samples=shard_samples)
         for done, outcome in enumerate(_outcomes(records, features, workers), start=1):
-            if outcome.sample is None:
-                quarantined[outcome.id] = outcome.reason
-            else:
-                sample = outcome.sample
-                writer.write(sample)
-                coverage.update(sample.modalities)
-                groups[sample.id] = {**sample.tags, "id": sample.id, "group": sample.group}
-                for label, value in sample.labels.items():
-                    labels.setdefault(label, []).append(value)
-            if progress:
+            if outcome.sample is not None:
+                writer.write(outcome.sample)
+            tally.add(outcome)
+            if progress is not None:
                 progress(done)
-        _check_quarantine(quarantined, len(groups), max_quarantined)
+        tally.check(max_quarantined)
         manifest = Manifest(
             name=name,
             modalities=specs,
             shards=writer.close(),
-            samples=len(groups),
-            coverage={modality: coverage[modality] for modality in specs},
-            labels={label: _statistics(values) for label, values in sorted(labels.items())},
-            splits={key: _split(groups, plan) for key, plan in (splits or {}).items()},
-            quarantined=quarantined,
+            samples=len(tally.groups),
+            coverage={modality: tally.coverage[modality] for modality in specs},
+            labels={label: _statistics(values) for label, values in sorted(tally.labels.items())},
+            splits={key: _split(tally.groups, plan) for key, plan in (splits or {}).items()},
+            quarantined=tally.quarantined,
             libraries={library: version(library) for library in LIBRARIES},
             source=source,
         )
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     return manifest
+
+
+@dataclass
+class _Tally:
+    """What the manifest says of the samples, collected as they are written."""
+
+    quarantined: dict[str, str] = field(default_factory=dict)
+    coverage: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, list[float]] = field(default_factory=dict)
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a sample, or keep the reason why there is none."""
+        sample = outcome.sample
+        if sample is None:
+            self.quarantined[outcome.id] = outcome.reason
+            return
+        self.coverage.update(sample.modalities)
+        self.groups[sample.id] = {**sample.tags, "id": sample.id, "group": sample.group}
+        for label, value in sample.labels.items():
+            self.labels.setdefault(label, []).append(value)
+
+    def check(self, limit: float) -> None:
+        """Raise `DataError` where more than ``limit`` of the records were refused, or none is left."""
+        total = len(self.groups) + len(self.quarantined)
+        if not self.groups or len(self.quarantined) > limit * total:
+            example = next(iter(self.quarantined.items()), ("none", "the source is empty"))
+            raise DataError(
+                f"{len(self.quarantined)} of {total} records were refused, more than {limit:.0%}",
+                where=example[0],
+                why=example[1],
+                do="mend the source, or allow more by max_quarantined",
+            )
 
 
 def _outcome(job: tuple[Record, Mapping[str, Feature]]) -> Outcome:
@@ -164,18 +183,6 @@ def _outcomes(records: Iterable[Record], features: Mapping[str, Feature], worker
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(_outcome, jobs, chunksize=8)
-
-
-def _check_quarantine(quarantined: Mapping[str, str], kept: int, limit: float) -> None:
-    total = kept + len(quarantined)
-    if kept == 0 or len(quarantined) > limit * total:
-        example = next(iter(quarantined.items()), ("none", "the source is empty"))
-        raise DataError(
-            f"{len(quarantined)} of {total} records were refused, more than {limit:.0%}",
-            where=example[0],
-            why=example[1],
-            do="mend the source, or allow more by max_quarantined",
-        )
 
 
 def _statistics(values: list[float]) -> LabelStats:

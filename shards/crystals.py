@@ -229,10 +229,8 @@ def crystal_arrays(
     ----------
     structure : Structure
         An ordered pymatgen structure.
-    cutoff_a : float
-        Radius in Angstrom within which every neighbour is an edge.
-    primitive : bool
-        Reduce to the primitive cell first.
+    cutoff_a, primitive : float, bool
+        Radius in Angstrom within which every neighbour is an edge; reduce to the primitive cell first.
     potentials : bool
         Add the infinite lattice sums of every ordered pair of atoms (`shards.potentials`).
     symprec_a : float

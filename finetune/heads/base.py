@@ -12,8 +12,8 @@ from shards.plugins import Options, Registry
 class Head(nn.Module):
     """Base of the head plug-ins.
 
-    ``forward`` maps features (B, F) to raw outputs, ``loss`` compares raw outputs with targets, and
-    ``predict`` turns raw outputs into what a user wants. What depends on the training targets is
+    ``forward`` maps features (B, F) to raw outputs, ``compare`` takes the loss of raw outputs against
+    known targets, and ``predict`` turns raw outputs into what a user wants. What depends on the training targets is
     fitted by ``fit`` and kept in buffers, so that it travels with the weights.
 
     Parameters
@@ -36,6 +36,11 @@ class Head(nn.Module):
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over the rows whose target is not NaN; 0 with a graph where none is."""
+        known = ~targets.isnan()
+        return self.compare(raw[known], targets[known]) if known.any() else raw.sum() * 0.0
+
+    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over rows that all have a target."""
         raise NotImplementedError
 
     def predict(self, raw: Tensor) -> Tensor:

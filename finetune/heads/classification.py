@@ -29,12 +29,9 @@ class ClassificationHead(Head):
         """Return the logit (B,)."""
         return self.layers(features).squeeze(1)
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy over the rows with a target."""
-        known = ~targets.isnan()
-        if not known.any():
-            return raw.sum() * 0.0
-        return F.binary_cross_entropy_with_logits(raw[known], targets[known])
+    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross entropy."""
+        return F.binary_cross_entropy_with_logits(raw, targets)
 
     def predict(self, raw: Tensor) -> Tensor:
         """Return the probability of class 1."""

@@ -40,13 +40,10 @@ class RegressionHead(Head):
         """Return the standardised prediction (B,)."""
         return self.layers(features).squeeze(1)
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the configured loss over the rows with a target."""
-        known = ~targets.isnan()
-        if not known.any():
-            return raw.sum() * 0.0
+    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Return the configured loss of the standardised target."""
         function = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.config.loss]
-        return function(raw[known], (targets[known] - self.mean) / self.std)
+        return function(raw, (targets - self.mean) / self.std)
 
     def predict(self, raw: Tensor) -> Tensor:
         """Return the prediction in the target's unit."""

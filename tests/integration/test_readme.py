@@ -1,0 +1,34 @@
+"""The README's Python is the examples' Python, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)\n```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["own_data.py", "add_modality.py"])
+def test_an_example_is_shown_as_it_is_tested(name: str) -> None:
+    source = (ROOT / "docs" / "examples" / name).read_text()
+    assert any(block in source for block in BLOCKS)
+
+
+def test_every_command_shown_is_a_command() -> None:
+    from launch.cli import app, config_app, shards_app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    known |= {f"shards {command.name}" for command in shards_app.registered_commands}
+    known |= {f"config {command.name}" for command in config_app.registered_commands}
+    shown = set(re.findall(r"^matloom ((?:shards |config )?[a-z]+)", README, flags=re.MULTILINE))
+    assert shown
+    assert shown <= known
+
+
+def test_every_file_linked_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
