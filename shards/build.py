@@ -84,8 +84,7 @@ def build(
     features : mapping of str to Feature
         Modality name to the step that computes it.
     out, name, source : Path, str, str
-        Target folder, where an earlier data set is replaced when the new one is complete; what the
-        manifest says of the data set's name and origin.
+        Target folder (an earlier data set is replaced when the new one is complete), name, origin.
     splits : mapping of str to SplitPlan, optional
         Divisions to store.
     shard_samples, max_quarantined : int, float

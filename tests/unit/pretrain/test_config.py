@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config import Recipe, apply_overrides, load_recipe, parse_recipe
+from pretrain.encoders.base import ENCODERS
 from shards.errors import ConfigError
 
 RECIPE = """
@@ -55,7 +56,8 @@ def test_a_resolved_recipe_is_complete_and_means_the_same(path: Path, tmp_path: 
     assert again.resolved() == resolved
     assert again.optim == load_recipe(path, ["optim.betas=[0.8, 0.99]"]).optim
     assert resolved["modalities"]["a"]["encoder"] == {"kind": "vector", "hidden": 8, "dim": 4}
-    assert resolved["modalities"]["dos"]["encoder"]["dropout"] == 0.1
+    default = ENCODERS.get("spectrum_transformer").Config(kind="spectrum_transformer")
+    assert resolved["modalities"]["dos"]["encoder"]["dropout"] == default.dropout
     assert resolved["objective"]["temperature"] == {"learn": True, "init": 0.2, "min": 0.01}
     assert list(resolved["modalities"]) == ["a", "dos"]
 
