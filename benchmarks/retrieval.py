@@ -22,7 +22,7 @@ import numpy as np
 from descriptor_baseline import baseline
 
 from finetune.evaluate import retrieval_table
-from finetune.load import load_foundation
+from finetune.loading import load_foundation
 from launch.start import deepspeed_command, ranks_here, run
 from shards.locate import build_embedded
 from shards.reader import Dataset

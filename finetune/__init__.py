@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """Import lazily: the command line must answer before torch is loaded."""
     if name == "load":
-        from finetune.load import load
+        from finetune.loading import load
 
         return load
     raise AttributeError(name)

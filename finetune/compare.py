@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,25 +19,23 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from finetune.config import FinetuneRecipe, RowConfig
-from finetune.fit import Batches, Schedule, fit, predict
+from finetune.data import PARTS, TargetData, check_schema
+from finetune.fit import Schedule, fit, predict
 from finetune.freeze import freeze
 from finetune.heads.base import HEADS
-from finetune.metrics import SELECTION, better, evaluate, worst
+from finetune.metrics import LOWER_IS_BETTER, SELECTION, better, evaluate, worst
 from finetune.predictor import Predictor, PredictorInfo, build_featurizer, build_head, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
-from pretrain.tracking import Tracker
-from shards.batch import Batch
-from shards.errors import ConfigError, DataError, suggest
+from pretrain.tracking import REGISTERED, Tracker
+from shards.errors import ConfigError
 from shards.locate import locate
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
 from shards.sealed import SEAL, sha256
-from shards.stream import BatchStream
 
-PARTS = ("train", "val", "test")
 TRAINED = {"frozen", "full", "scratch"}
 REPORT = "report"
 
@@ -84,31 +83,41 @@ class Comparison:
     recipe : FinetuneRecipe
         What to compare.
     out : Path
-        Folder for the exported predictor.
+        Folder for the exported predictor and the report.
     report : callable
-        Gets a line a row.
+        Gets a line a row, on the main process.
     """
 
     def __init__(self, recipe: FinetuneRecipe, out: Path, *, report: Callable[[str], None] = print) -> None:
-        self.recipe, self.out, self.report = recipe, out, report
+        self.recipe, self.out = recipe, out
         self.accelerator = Accelerator()
+        self.report = report if self.accelerator.is_main_process else lambda line: None
         folder = resolve(recipe.model)
         self.export: Export = read_export(folder)
         self.seal = sha256(folder / SEAL)
-        self.dataset = Dataset(locate(recipe.data), list(self.export.specs))
-        self._check_schema()
         self.head_options = recipe.head_options()
-        self.positions = {part: self._labelled(part) for part in PARTS}
-        targets = [self.dataset[int(i)].labels[recipe.target] for i in self.positions["train"]]
-        self.train_targets = torch.tensor(targets, dtype=torch.float32)
+        self.task = HEADS.get(self.head_options.kind).task
+        modalities = list(dict.fromkeys(name for row in recipe.rows for name in row.modalities))
+        with self.accelerator.main_process_first():
+            shards = locate(recipe.data)
+        self.dataset = Dataset(shards)
+        check_schema(self.export.specs, self.dataset, modalities)
+        self._check_split()
+        self.data = TargetData(self.dataset, recipe.split, recipe.target, recipe.optim.batch_size, self.accelerator)
+        if self.task == "classification" and not set(self.data.targets["train"].tolist()) <= {0.0, 1.0}:
+            raise ConfigError(f"'{recipe.target}' is no class: its values are not 0 and 1", do="head.kind=regression")
         self._best: tuple[float, Predictor, RowConfig, dict[str, Any]] | None = None
+
+    @property
+    def best_row(self) -> RowConfig | None:
+        """The registered row: the best by validation among those that use pretrained encoders."""
+        return self._best[2] if self._best else None
 
     def run(self) -> list[Result]:
         """Fit and measure every row."""
         main = self.accelerator.is_main_process
-        with Tracker(
-            self.recipe.experiment, self.recipe.name, self.recipe.model_dump(mode="json"), enabled=main
-        ) as tracker:
+        parameters = self.recipe.model_dump(mode="json")
+        with Tracker(self.recipe.experiment, self.recipe.name, parameters, enabled=main) as tracker:
             results = [self._row(row, tracker) for row in self.recipe.rows]
             if main:
                 self._save(results)
@@ -117,37 +126,19 @@ class Comparison:
                 self._register(tracker)
         return results
 
-    def _save(self, results: list[Result]) -> None:
-        """Write the table as JSON and CSV, and the parity plot of the row that is registered."""
-        folder = self.out / REPORT
-        folder.mkdir(parents=True, exist_ok=True)
-        table = [result.summary() for result in results]
-        write_json(folder / "table.json", {"target": self.recipe.target, "rows": table})
-        write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
-        for result in results:
-            if result.row == self.best_row and self._task() == "regression":
-                label = f"{result.row.strategy}, {'+'.join(result.row.modalities)}, test"
-                parity_plot(folder, self.recipe.target, label, result.targets, result.predictions)
-
-    @property
-    def best_row(self) -> RowConfig | None:
-        """The registered row: the best by validation among those that use pretrained encoders."""
-        return self._best[2] if self._best else None
-
     def _row(self, row: RowConfig, tracker: Tracker) -> Result:
         result = Result(row)
         trainer = {"mean": self._mean, "probe": self._probe}.get(row.strategy, self._trained)
         for seed in self.recipe.seeds if row.strategy in TRAINED else self.recipe.seeds[:1]:
             validation, (predictions, targets) = trainer(row, seed)
-            task = self._task()
             result.validation.append(validation)
-            result.test.append(evaluate(task, predictions, targets))
+            result.test.append(evaluate(self.task, predictions, targets))
             if not result.predictions.size:
                 result.predictions, result.targets = predictions.numpy(), targets.numpy()
         summary = result.summary()
-        name = f"{row.strategy}_{'_'.join(row.modalities)}"
+        name = "_".join([row.strategy, *row.modalities])
         tracker.metrics({f"{name}/{k}": v for k, v in summary.items() if isinstance(v, float)}, 0)
-        metric = SELECTION[self._task()]
+        metric = SELECTION[self.task]
         self.report(
             f"{self.recipe.target}  {row.strategy:8} {'+'.join(row.modalities):40} "
             f"test {metric} {summary[f'test_{metric}']:.4f} +- {summary[f'test_{metric}_std']:.4f}"
@@ -159,102 +150,69 @@ class Comparison:
         optim = self.recipe.optim
         featurizer = build_featurizer(self.export, row.modalities, pretrained=row.strategy != "scratch")
         predictor = Predictor(featurizer, build_head(self.head_options, featurizer.width))
-        predictor.head.fit(self.train_targets)
-        head_group = {"params": list(predictor.head.parameters()), "lr": optim.lr}
+        predictor.head.fit(self.data.targets["train"])
+        predictor.to(self.accelerator.device)
+        groups: list[dict[str, object]] = [{"params": list(predictor.head.parameters()), "lr": optim.lr}]
         if row.strategy == "frozen":
-            freeze(predictor.featurizer)
+            vectors = self.data.vectors(freeze(predictor.featurizer), row.modalities)
             network: nn.Module = CachedHead(predictor.head)
-            batches = {part: self._cached(predictor.featurizer, part, seed) for part in PARTS}
-            groups, epochs = [head_group], optim.frozen_epochs
+            batches = {part: self.data.cached(vectors, part, seed) for part in PARTS}
         else:
-            network = predictor.to(self.accelerator.device)
-            batches = {part: self._streamed(row.modalities, part, seed) for part in PARTS}
+            network = predictor
+            batches = {part: self.data.streamed(row.modalities, part, seed) for part in PARTS}
             encoder_lr = optim.lr if row.strategy == "scratch" else optim.encoder_lr
-            groups = [head_group, {"params": list(predictor.featurizer.parameters()), "lr": encoder_lr}]
-            epochs = optim.epochs
+            groups.append({"params": list(predictor.featurizer.parameters()), "lr": encoder_lr})
+        epochs = optim.frozen_epochs if row.strategy == "frozen" else optim.epochs
         schedule = Schedule(groups=groups, epochs=epochs, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
         validation = fit(
             network, predictor.head, batches["train"], batches["val"], schedule=schedule, accelerator=self.accelerator
         )
+        test = predict(network, predictor.head, batches["test"], self.accelerator)
         if row.strategy != "scratch":
             self._remember(validation, predictor, row)
-        return validation, predict(network, predictor.head, batches["test"], self.accelerator)
+        return validation, test
 
     def _probe(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        featurizer = build_featurizer(self.export, row.modalities, pretrained=True).eval()
-        features = {part: self._features(featurizer, part) for part in PARTS}
-        regression = self._task() == "regression"
+        featurizer = freeze(build_featurizer(self.export, row.modalities, pretrained=True))
+        features = {part: rows.cpu().numpy() for part, rows in self.data.vectors(featurizer, row.modalities).items()}
+        regression = self.task == "regression"
         estimator = RidgeCV(np.logspace(-3, 5, 33)) if regression else LogisticRegressionCV(max_iter=2000)
         model = make_pipeline(StandardScaler(), estimator)
-        model.fit(features["train"][0].numpy(), features["train"][1].numpy())
+        model.fit(features["train"], self.data.targets["train"].numpy())
 
         def outcome(part: str) -> tuple[Tensor, Tensor]:
-            x, y = features[part]
-            predictions = model.predict(x.numpy()) if regression else model.predict_proba(x.numpy())[:, 1]
-            return torch.from_numpy(np.asarray(predictions)).float(), y
+            x = features[part]
+            predictions = model.predict(x) if regression else model.predict_proba(x)[:, 1]
+            return torch.from_numpy(np.asarray(predictions)).float(), self.data.targets[part]
 
-        return evaluate(self._task(), *outcome("val")), outcome("test")
+        return evaluate(self.task, *outcome("val")), outcome("test")
 
     def _mean(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        mean = self.data.targets["train"].mean()
+
         def outcome(part: str) -> tuple[Tensor, Tensor]:
-            y = torch.tensor([self.dataset[int(i)].labels[self.recipe.target] for i in self.positions[part]])
-            return self.train_targets.mean().expand(len(y)).clone(), y.float()
+            return mean.expand(len(self.data.targets[part])).clone(), self.data.targets[part]
 
-        return evaluate(self._task(), *outcome("val")), outcome("test")
-
-    def _streamed(self, modalities: Iterable[str], part: str, seed: int) -> Batches:
-        dataset = Dataset(self.dataset.folder, list(modalities))
-        stream = BatchStream(
-            dataset,
-            self.positions[part],
-            batch_size=self.recipe.optim.batch_size,
-            seed=seed,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            shuffle=part == "train",
-            label_names=(self.recipe.target,),
-        )
-
-        def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
-            for batch in stream.epoch(epoch):
-                moved = batch.to(self.accelerator.device)
-                yield moved, moved.labels[:, 0]
-
-        return batches
-
-    @torch.no_grad()
-    def _features(self, featurizer: nn.Module, part: str) -> tuple[Tensor, Tensor]:
-        """Encode one part once, on every rank."""
-        stream = BatchStream(
-            self.dataset, self.positions[part], batch_size=64, shuffle=False, label_names=(self.recipe.target,)
-        )
-        pairs = [(featurizer(batch), batch.labels[:, 0]) for batch in stream.epoch(0)]
-        features, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-        return features, targets
-
-    def _cached(self, featurizer: nn.Module, part: str, seed: int) -> Batches:
-        features, targets = (tensor.to(self.accelerator.device) for tensor in self._features(featurizer, part))
-        rank, world, size = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.recipe.optim.batch_size,
-        )
-
-        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            rows = np.arange(len(targets))
-            if part == "train":
-                rows = np.random.default_rng([seed, epoch]).permutation(len(targets))
-            for start in range(0, len(rows), size):
-                mine = rows[start : start + size][rank::world]
-                yield features[mine], targets[mine]
-
-        return batches
+        return evaluate(self.task, *outcome("val")), outcome("test")
 
     def _remember(self, validation: dict[str, float], predictor: Predictor, row: RowConfig) -> None:
-        metric = SELECTION[self._task()]
+        metric = SELECTION[self.task]
         best = self._best[0] if self._best else worst(metric)
         if better(metric, validation[metric], best):
-            self._best = (validation[metric], predictor.cpu(), row, {f"val_{k}": v for k, v in validation.items()})
+            metrics = {f"val_{name}": value for name, value in validation.items()}
+            self._best = (validation[metric], copy.deepcopy(predictor).cpu(), row, metrics)
+
+    def _save(self, results: list[Result]) -> None:
+        """Write the table as JSON and CSV, and the parity plot of the row that is registered."""
+        folder = self.out / REPORT
+        folder.mkdir(parents=True, exist_ok=True)
+        table = [result.summary() for result in results]
+        write_json(folder / "table.json", {"target": self.recipe.target, "rows": table})
+        write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
+        for result in results:
+            if result.row == self.best_row and self.task == "regression":
+                label = f"{result.row.strategy}, {'+'.join(result.row.modalities)}, test"
+                parity_plot(folder, self.recipe.target, label, result.targets, result.predictions)
 
     def _register(self, tracker: Tracker) -> None:
         assert self._best is not None
@@ -262,7 +220,7 @@ class Comparison:
         recipe = self.recipe
         info = PredictorInfo(
             target=recipe.target,
-            task=self._task(),
+            task=self.task,
             modalities=row.modalities,
             head=self.head_options.model_dump(mode="json"),
             foundation=recipe.model,
@@ -272,47 +230,32 @@ class Comparison:
         )
         folder = self.out / "predictor"
         write_predictor(folder, predictor, self.export, info)
-        metric = SELECTION[info.task]
+        metric = SELECTION[self.task]
         uri = tracker.register(
             folder,
             recipe.register_as or recipe.name,
-            score=-score if metric == "mae" else score,
-            parameters={"strategy": row.strategy, "target": recipe.target, "foundation": recipe.model},
-            tags={
+            score=-score if metric in LOWER_IS_BETTER else score,
+            parameters={"strategy": row.strategy, "modalities": ",".join(row.modalities), "foundation": recipe.model},
+            contest={
                 "data": self.dataset.manifest.name,
                 "data_sha256": sha256(self.dataset.folder / MANIFEST),
-                "modalities": ",".join(row.modalities),
-                "metric": f"validation {metric}",
+                "split": recipe.split,
+                "metric": f"validation {metric} of {recipe.target}",
             },
         )
+        write_json(self.out / REGISTERED, {"uri": uri})
         self.report(f"registered {uri}")
 
-    def _task(self) -> str:
-        return HEADS.get(self.head_options.kind).task
-
-    def _labelled(self, part: str) -> np.ndarray:
-        target = self.recipe.target
-        if target not in self.dataset.manifest.labels:
+    def _check_split(self) -> None:
+        """Refuse to test on what the model was pretrained on: the same data under another split."""
+        same_data = self.export.metrics["data_sha256"] == sha256(self.dataset.folder / MANIFEST)
+        if same_data and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(
-                f"the data set has no label '{target}'", why=suggest(target, self.dataset.manifest.labels)
+                f"the model was pretrained on split '{self.export.recipe.data.split}' of this data set",
+                where="split",
+                why=f"the test part of '{self.recipe.split}' holds materials that it has seen",
+                do=f"--set split={self.export.recipe.data.split}",
             )
-        positions = self.dataset.positions(self.recipe.split, part)
-        known = [i for i in positions if target in self.dataset[int(i)].labels]
-        if not known:
-            raise DataError(f"no sample of part '{part}' has the label '{target}'", where=self.dataset.folder)
-        return np.asarray(known)
-
-    def _check_schema(self) -> None:
-        """Refuse a data set whose features differ from what the model was trained on."""
-        for name, spec in self.export.specs.items():
-            difference = spec.difference(self.dataset.modalities[name])
-            if difference:
-                raise DataError(
-                    "the data set's schema is not the model's",
-                    where=self.dataset.folder,
-                    why=difference,
-                    do="build the shards with the feature parameters of the model's schema.json",
-                )
 
 
 class CachedHead(nn.Module):

@@ -81,6 +81,8 @@ class FinetuneRecipe(Strict):
     def _rows_differ(self) -> FinetuneRecipe:
         if len(set(self.rows)) < len(self.rows):
             raise ValueError("two rows are the same")
+        if any(not row.modalities and row.strategy != "mean" for row in self.rows):
+            raise ValueError("a row that is fitted needs at least one modality")
         return self
 
     def head_options(self) -> Options:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from finetune.load import Foundation
+from finetune.data import check_schema
+from finetune.loading import Foundation
 from pretrain.evaluate import Row, embed_all, retrieval
 from shards.errors import DataError
 from shards.reader import Dataset
@@ -26,6 +27,7 @@ def retrieval_table(
     DataError
         Where the part has fewer than two samples to retrieve among.
     """
+    check_schema(foundation.model.specs, dataset, foundation.modalities)
     restricted = Dataset(dataset.folder, foundation.modalities)
     stream = BatchStream(restricted, restricted.positions(split, part), batch_size=64, shuffle=False)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.heads.base import Head
 from finetune.metrics import SELECTION, better, evaluate, worst
+from shards.errors import DataError
 
 Batches = Callable[[int], Iterable[tuple[object, Tensor]]]
 
@@ -68,7 +69,7 @@ def fit(
             group["lr"] = lr * factor
         model.train()
         for inputs, targets in train(epoch):
-            loss = head.loss(model(inputs), targets)
+            loss = head.loss(model(inputs), targets) * share(targets, accelerator)
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), schedule.grad_clip)
@@ -88,12 +89,23 @@ def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Acceler
     model.eval()
     pairs = [(head.predict(model(inputs)), targets) for inputs, targets in batches(0)]
     predictions, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
+    if not predictions.isfinite().all():
+        raise DataError("the predictor diverged: it predicts NaN or infinity", do="lower the learning rates of [optim]")
     # ranks may hold different numbers of rows; NaN marks the padding
     both = torch.stack([predictions, targets], dim=1)
     both = accelerator.pad_across_processes(both, dim=0, pad_index=float("nan"))
     both = accelerator.gather(both).cpu()
     both = both[~both.isnan().any(dim=1)]
     return both[:, 0], both[:, 1]
+
+
+def share(targets: Tensor, accelerator: Accelerator) -> Tensor | float:
+    """Return the weight that makes the mean over ranks of their mean losses the mean over all labelled rows."""
+    if accelerator.num_processes == 1:
+        return 1.0
+    known = (~targets.isnan()).sum().float()
+    everywhere = accelerator.reduce(known.clone(), reduction="sum")
+    return known * accelerator.num_processes / everywhere.clamp(min=1)
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:

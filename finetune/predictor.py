@@ -18,7 +18,7 @@ from pretrain.config import parse_recipe
 from pretrain.encoders.base import ENCODERS, Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
 from pretrain.model import with_weights
-from shards.batch import Batch
+from shards.batch import Batch, move, placeholder
 from shards.errors import CheckpointError, ConfigError, suggest
 from shards.plugins import Options
 from shards.schema import ModalitySpec
@@ -39,6 +39,7 @@ class Featurizer(nn.Module):
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(dict(encoders))
+        self.specs = {name: encoder.spec for name, encoder in encoders.items()}
         self.missing = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(encoder.dim)) for name, encoder in encoders.items()}
         )
@@ -53,6 +54,10 @@ class Featurizer(nn.Module):
             if name in batch.inputs:
                 vectors = encoder(batch.inputs[name]).vector.to(rows.dtype)
                 rows = rows.index_copy(0, mask.nonzero().squeeze(1), vectors)
+            elif self.training:
+                # all ranks must build the same graph; see pretrain.model
+                dummy = encoder(move(placeholder(self.specs[name]), rows.device)).vector
+                rows = rows + 0.0 * dummy.sum().to(rows.dtype)
             parts.append(rows)
         return torch.cat(parts, dim=1)
 
@@ -91,7 +96,7 @@ class PredictorInfo:
     strategy : str
         How it was trained; see `finetune.config.RowConfig`.
     metrics : dict
-        Validation and test metrics.
+        Validation metrics of the registered seed.
     """
 
     target: str

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.load import Foundation
+from finetune.data import check_schema
+from finetune.loading import Foundation
 from shards.locate import locate
 from shards.reader import Dataset
 from shards.schema import Sample
@@ -79,9 +80,10 @@ def search(foundation: Foundation, query: Path, *, data: str, among: str = "crys
     k : int
         Number of hits.
     """
-    if query.suffix == ".csv":
+    if query.suffix.lower() == ".csv":
         vector = foundation.embed(Record(id=str(query), dos=read_dos(query)), "dos")
     else:
         vector = foundation.embed(query)
     dataset = Dataset(locate(data), [among])
+    check_schema(foundation.model.specs, dataset, [among])
     return Index.build(foundation, dataset, among).nearest(vector, k)

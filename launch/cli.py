@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.errors import MatloomError
+from launch.guard import guarded
 
 app = typer.Typer(
     name="matloom",
@@ -27,7 +27,7 @@ Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command.")]
 Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
 Structures = Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")]
 Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
@@ -37,7 +37,7 @@ DATA = "embedded:dft_crystals"
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
-    accelerators: Annotated[int, typer.Option(help="Ranks; 0 = all GPUs, or up to 2 on a CPU.")] = 0,
+    accelerators: Annotated[int, typer.Option(min=0, help="Ranks; 0 = all GPUs, or up to 2 on a CPU.")] = 0,
 ) -> None:
     """Run everything once on the embedded data: shards, pretraining, registry, fine-tuning, use."""
     from launch.demo import run_demo
@@ -51,8 +51,13 @@ def pretrain(
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest good checkpoint.")] = False,
-    deepspeed_config: Annotated[Path | None, typer.Option(help="DeepSpeed JSON that wins over the recipe.")] = None,
-    accelerators: Annotated[int, typer.Option(help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
+    deepspeed_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--deepspeed-config", "--deepspeed_config", exists=True, help="DeepSpeed JSON that wins over the recipe."
+        ),
+    ] = None,
+    accelerators: Annotated[int, typer.Option(min=0, help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Pretrain on this host through DeepSpeed's launcher."""
@@ -94,7 +99,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict a property of crystal structures."""
-    from finetune.load import PropertyModel, load
+    from finetune.loading import PropertyModel, load
     from finetune.units import describe
     from shards.errors import ConfigError
 
@@ -117,10 +122,15 @@ def embed(
     """Write the unit embedding vectors of crystal structures."""
     import numpy as np
 
-    from finetune.load import load_foundation
+    from finetune.loading import load_foundation
+    from shards.errors import ConfigError
 
     vectors = load_foundation(uri).embed(list(structures))
-    np.save(out, vectors, allow_pickle=False)
+    try:
+        with out.open("wb") as file:
+            np.save(file, vectors, allow_pickle=False)
+    except OSError as error:
+        raise ConfigError("the result cannot be written", where=out, why=error.strerror) from None
     typer.echo(f"{out}: {vectors.shape[0]} x {vectors.shape[1]}")
 
 
@@ -130,11 +140,11 @@ def search(
     query: Annotated[Path, typer.Argument(help="A structure file, or a CSV of a density of states.")],
     data: Data = DATA,
     among: Annotated[str, typer.Option(help="Modality of the candidates.")] = "crystal",
-    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Find the materials of a data set that are nearest to a CIF or to a DOS."""
-    from finetune.load import load_foundation
+    from finetune.loading import load_foundation
     from finetune.search import search as run_search
 
     hits = run_search(load_foundation(uri), query, data=data, among=among, k=k)
@@ -158,7 +168,7 @@ def evaluate(
 ) -> None:
     """Measure cross-modal retrieval on held-out materials, for every ordered pair of modalities."""
     from finetune.evaluate import retrieval_table
-    from finetune.load import load_foundation
+    from finetune.loading import load_foundation
     from shards.locate import locate
     from shards.reader import Dataset
 
@@ -260,23 +270,10 @@ def _show(rows: list[dict[str, Any]], as_json: bool, line: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line: errors of users without a traceback, unless ``--debug`` is given."""
+    """Run the command line; ``--debug`` anywhere shows the traceback of an error."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        app()
-    except MatloomError as error:
-        if debug:
-            raise
-        typer.echo(f"matloom: {error}", err=True)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        typer.echo(
-            f"matloom: internal error: {type(error).__name__}: {error}\n  try:   the same with --debug", err=True
-        )
-        sys.exit(MatloomError.exit_code)
+    sys.exit(guarded(app, debug=debug))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from typing import Any
 from launch.progress import build_with_progress
 from launch.start import HERE, deepspeed_command, environment, finetune_command, ranks_here, run
 from launch.tables import console, table
-from shards.errors import MatloomError
+from shards.errors import ConfigError, MatloomError
 
 RECIPES = HERE.parent / "recipes"
 MODEL = "models:/demo@champion"
 SOURCE = "embedded:dft_crystals"
 TARGETS = {"formation_energy_ev_per_atom": "demo-formation-energy", "band_gap_ev": "demo-band-gap"}
 EXAMPLE = "GaN_wurtzite"
+MARK = ".matloom-demo"
 
 
 class Demo:
@@ -39,6 +40,7 @@ class Demo:
         self.out, self.accelerators = out, accelerators
         self.shards, self.plots = out / "shards", out / "plots"
         self.seconds: dict[str, float] = {}
+        self.model = MODEL
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
@@ -59,18 +61,30 @@ class Demo:
         print_summary(summarize(Dataset(self.shards)))
 
     def pretrain(self) -> None:
-        """Pretrain through DeepSpeed's launcher."""
+        """Pretrain through DeepSpeed's launcher; `model` becomes what it registered."""
+        from finetune.registry import resolve
+        from pretrain.tracking import REGISTERED
+
         options = ["--config", str(RECIPES / "demo.toml"), "--set", f"data.path={self.shards}"]
         command = deepspeed_command([*options, "--out", str(self.out / "pretrain")], self.accelerators)
         console.print(" ".join(command), style="dim", highlight=False)
         _must(run(command), "pretraining failed")
+        registered = json.loads((self.out / "pretrain" / REGISTERED).read_text())["uri"]
+        if resolve(registered) != resolve(MODEL):
+            console.print(f"an earlier champion scores better; this demo goes on with its own {registered}")
+            self.model = registered
 
     def finetune(self) -> dict[str, Any]:
         """Fine-tune for every target at once, one process each, and return the tables."""
         processes = []
         for target, name in TARGETS.items():
             options = ["--config", str(RECIPES / "demo-finetune.toml"), "--out", str(self.out / name)]
-            for key, value in (("target", target), ("name", name), ("data", self.shards)):
+            for key, value in (
+                ("target", target),
+                ("name", name),
+                ("data", self.shards),
+                ("model", self.model),
+            ):
                 options += ["--set", f"{key}={value}"]
             processes.append(subprocess.Popen(finetune_command(options), env=environment(threads=1)))
         for code in [process.wait() for process in processes]:
@@ -83,14 +97,14 @@ class Demo:
     def evaluate(self) -> list[Any]:
         """Measure retrieval on the test part, for the first and only time, and draw the plots."""
         from finetune.evaluate import retrieval_table
-        from finetune.load import load_foundation
+        from finetune.loading import load_foundation
         from finetune.report import latent_map
         from finetune.search import Index
         from pretrain.plots import retrieval_plot
         from shards.reader import Dataset
 
         self.plots.mkdir(parents=True, exist_ok=True)
-        foundation, dataset = load_foundation(MODEL), Dataset(self.shards)
+        foundation, dataset = load_foundation(self.model), Dataset(self.shards)
         rows = retrieval_table(foundation, dataset)
         for file in (self.out / "pretrain" / "plots").glob("loss.*"):
             shutil.copy(file, self.plots)
@@ -119,8 +133,8 @@ class Demo:
         for arguments in (
             ["predict", "models:/demo-formation-energy@champion", str(cif)],
             ["predict", "models:/demo-band-gap@champion", str(cif)],
-            ["search", MODEL, str(cif), "--data", str(self.shards), "-k", "5"],
-            ["search", MODEL, str(dos), "--data", str(self.shards), "-k", "5"],
+            ["search", self.model, str(cif), "--data", str(self.shards), "-k", "5"],
+            ["search", self.model, str(dos), "--data", str(self.shards), "-k", "5"],
         ):
             console.print(f"$ matloom {' '.join(arguments)}", style="bold", highlight=False)
             _must(run([sys.executable, "-m", "launch.cli", *arguments]), f"matloom {arguments[0]} failed")
@@ -129,8 +143,11 @@ class Demo:
 
 def run_demo(out: Path, *, accelerators: int = 0) -> None:
     """Run the demo and write ``summary.json``: ``retrieval``, ``finetuning`` and ``seconds``."""
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise ConfigError("the folder holds something that is no demo", where=out, do="matloom demo --out ANOTHER")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    (out / MARK).write_text("made by matloom demo, which deletes this folder when it runs again\n")
     demo = Demo(out, accelerators or ranks_here(most_on_cpu=2))
     with demo.stage("shards", "1. shards: 547 crystals with real missing modalities"):
         demo.build()
@@ -155,7 +172,7 @@ def _print(demo: Demo, retrieval: list[Any], tables: dict[str, Any], cif: Path) 
             {
                 "strategy": row["strategy"],
                 "modalities": "+".join(row["modalities"]) or "none",
-                "test MAE": f"{row['test_mae']:.3f} +- {row['test_mae_std']:.3f}",
+                "test MAE": f"{row['test_mae']:.3f}" + (f" +- {row['test_mae_std']:.3f}" if row["seeds"] > 1 else ""),
                 "test R2": f"{row['test_r2']:.2f}",
             }
             for row in rows
@@ -188,5 +205,8 @@ def _verdict(rows: list[Any]) -> str:
 
 
 def _must(code: int, what: str) -> None:
+    """Raise where a stage failed, with the exit code of what it ran."""
     if code:
-        raise MatloomError(what, why=f"exit code {code}; its own message stands above")
+        error = MatloomError(what, why=f"exit code {code}; its own message stands above")
+        error.exit_code = code
+        raise error

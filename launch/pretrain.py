@@ -14,19 +14,30 @@ from pathlib import Path
 # a script's own folder, not the project's, is what Python puts on the path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from shards.errors import MatloomError
+from launch.arguments import recipe_parser
+from launch.guard import guarded
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; ``--local_rank`` is what DeepSpeed's launcher adds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="recipe, TOML")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a value of the recipe")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    parser = recipe_parser(__doc__)
     parser.add_argument("--resume", action="store_true", help="continue from the newest good checkpoint")
     parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed JSON that wins over the recipe's [deepspeed]")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train the recipe to its end."""
+    from pretrain.config import load_recipe, read_tables
+    from pretrain.train import Trainer
+
+    recipe = load_recipe(options.config, options.set)
+    settings = read_tables(options.deepspeed_config) if options.deepspeed_config else {}
+    out = options.out or Path("runs") / recipe.name
+    trainer = Trainer(recipe, out, resume=options.resume, settings=settings, report=lambda s: print(s, flush=True))
+    best = trainer.run()
+    trainer.report(json.dumps({"best": str(best), "val_mrr": trainer.best, "steps": trainer.step}))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,20 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
-    try:
-        from pretrain.config import load_recipe, read_tables
-        from pretrain.train import Trainer
-
-        recipe = load_recipe(options.config, options.set)
-        settings = read_tables(options.deepspeed_config) if options.deepspeed_config else {}
-        out = options.out or Path("runs") / recipe.name
-        trainer = Trainer(recipe, out, resume=options.resume, settings=settings, report=lambda s: print(s, flush=True))
-        best = trainer.run()
-        trainer.report(json.dumps({"best": str(best), "val_mrr": trainer.best, "steps": trainer.step}))
-    except MatloomError as error:
-        print(f"matloom: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return guarded(lambda: train(options), debug=options.debug)
 
 
 if __name__ == "__main__":

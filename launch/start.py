@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,12 @@ def ranks_here(*, most_on_cpu: int) -> int:
 def deepspeed_command(options: Sequence[str], ranks: int) -> list[str]:
     """Return the command that pretrains with DeepSpeed's launcher on this host."""
     launcher = Path(sys.executable).with_name("deepspeed")
-    return [str(launcher), "--num_accelerators", str(ranks), str(HERE / "pretrain.py"), *options]
+    # DeepSpeed's own default port would let two runs on one host collide
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks_and_port = ["--num_accelerators", str(ranks), "--master_port", port]
+    return [str(launcher), *ranks_and_port, str(HERE / "pretrain.py"), *options]
 
 
 def finetune_command(options: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -173,7 +174,7 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 def apply_overrides(tables: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return the tables with each ``a.b=c`` assigned."""
-    tables = json.loads(json.dumps(tables))
+    tables = copy.deepcopy(tables)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:

@@ -59,12 +59,10 @@ def start_process_group() -> tuple[int, int, torch.device]:
         # the launcher leaves every rank all cores, and they would trample on each other
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
-        # gloo serves; DeepSpeed would first compile collectives of its own, for one to three minutes
-        deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
     if not dist.is_initialized():
         if not cuda:
-            # else the first start compiles a shared-memory all-reduce for a minute, and a build that was killed
-            # leaves a lock on which later runs hang; gloo does without
+            # else the first start compiles shared-memory collectives for one to three minutes, and a build that
+            # was killed leaves a lock on which later runs hang; gloo does without
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")

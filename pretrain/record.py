@@ -10,10 +10,11 @@ from types import TracebackType
 
 from pretrain.config import Recipe
 from pretrain.evaluate import Row
+from pretrain.export import METRICS as EXPORT_METRICS
 from pretrain.export import write_export, write_json
 from pretrain.model import Fitted, MultimodalModel
 from pretrain.plots import loss_plot, retrieval_plot
-from pretrain.tracking import Tracker
+from pretrain.tracking import REGISTERED, Tracker
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
 from shards.sealed import sha256
@@ -90,7 +91,7 @@ class Recorder:
         )
         write_json(self.out / VALIDATION, validation)
 
-    def finish(self, score: float, step: int) -> str | None:
+    def finish(self, score: float) -> str | None:
         """Draw the plots, register the best export where the recipe says so, and return its URI."""
         if not self.enabled:
             return None
@@ -102,14 +103,18 @@ class Recorder:
         name = self.recipe.tracking.register_as
         if name is None:
             return None
-        return self.tracker.register(
+        exported = json.loads((self.out / BEST / EXPORT_METRICS).read_text())
+        uri = self.tracker.register(
             self.out / BEST,
             name,
             score=score,
-            parameters={"objective": self.recipe.objective["kind"], "step": step},
-            tags={
+            parameters={"objective": self.recipe.objective["kind"], "step": exported["step"]},
+            contest={
                 **self.data,
+                "split": self.recipe.data.split,
                 "modalities": ",".join(self.recipe.modalities),
-                "metric": "validation mean reciprocal rank",
+                "metric": f"validation MRR, complete_only={self.recipe.evaluation.complete_only}",
             },
         )
+        write_json(self.out / REGISTERED, {"uri": uri})
+        return uri

@@ -15,6 +15,7 @@ from typing import Any
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHAMPION = "champion"
 SCORE_TAG = "matloom.score"
+REGISTERED = "registered.json"
 
 
 def tracking_uri() -> str:
@@ -86,9 +87,12 @@ class Tracker:
             mlflow.log_artifacts(str(folder), artifact_path=name)
 
     def register(
-        self, folder: Path, name: str, *, score: float, parameters: Mapping[str, Any], tags: Mapping[str, str]
+        self, folder: Path, name: str, *, score: float, parameters: Mapping[str, Any], contest: Mapping[str, str]
     ) -> str:
-        """Register an exported model, and make it ``champion`` if no champion on the same data scores better.
+        """Register an exported model, and make it ``champion`` if it wins the contest.
+
+        Without a champion it is the first. A champion of the same contest is beaten by a better
+        score; one of another contest stays until somebody moves the alias.
 
         Parameters
         ----------
@@ -97,9 +101,11 @@ class Tracker:
         name : str
             Registered model.
         score : float
-            Higher is better; comparable among models with the same ``data_sha256`` tag.
-        parameters, tags : mapping
-            Attached to the LoggedModel and to the version.
+            Higher is better.
+        parameters : mapping
+            Attached to the LoggedModel.
+        contest : mapping of str to str
+            What makes scores comparable (data, split, metric); attached as tags.
 
         Returns
         -------
@@ -111,20 +117,20 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         model = mlflow.initialize_logged_model(
-            name=name, params={key: str(value) for key, value in parameters.items()}, tags=dict(tags)
+            name=name, params={key: str(value) for key, value in parameters.items()}, tags=dict(contest)
         )
         client = MlflowClient()
         client.log_model_artifacts(model.model_id, str(folder))
         mlflow.finalize_logged_model(model.model_id, "READY")
         mlflow.log_metrics({"score": score}, model_id=model.model_id)
         version = mlflow.register_model(
-            f"models:/{model.model_id}", name, tags={**tags, SCORE_TAG: repr(score)}
+            f"models:/{model.model_id}", name, tags={**contest, SCORE_TAG: repr(score)}
         ).version
         try:
-            rival = dict(client.get_model_version_by_alias(name, CHAMPION).tags)
+            champion = dict(client.get_model_version_by_alias(name, CHAMPION).tags)
         except MlflowException:
-            rival = {}
-        comparable = rival.get("data_sha256") == tags.get("data_sha256")
-        if not comparable or score > float(rival.get(SCORE_TAG, "-inf")):
+            champion = {**contest, SCORE_TAG: "-inf"}
+        comparable = all(champion.get(key) == value for key, value in contest.items())
+        if comparable and score > float(champion.get(SCORE_TAG, "-inf")):
             client.set_registered_model_alias(name, CHAMPION, version)
         return f"models:/{name}/{version}"

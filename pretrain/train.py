@@ -16,8 +16,9 @@ from pretrain.engine import Engine, autocast_type, start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
 from pretrain.record import BEST, Recorder
+from pretrain.tracking import REGISTERED
 from shards.augment import Augment
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, DataError
 from shards.locate import existing, locate
 from shards.manifest import MANIFEST
 from shards.reader import Dataset
@@ -62,7 +63,7 @@ class Trainer:
         self.step, self.best = 0, -1.0
         if not resume:
             self._refuse_earlier_run()
-        folder = self.checkpoints.newest() if resume else None
+        folder = self._newest() if resume else None
         state, self.fitted = Checkpoints.read(folder, self.world) if folder else ({}, self._fit())
         self._check_same_run(folder, state)
         torch.manual_seed(recipe.seed)
@@ -70,6 +71,7 @@ class Trainer:
         self.model = MultimodalModel(recipe, self.dataset.modalities, self.fitted, autocast).to(self.device)
         self.stream = self._stream("train", shuffle=True)
         self.validation = self._stream("val", shuffle=False)
+        self._check_validation()
         self.engine = Engine(
             self.model,
             recipe.optim,
@@ -86,6 +88,9 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end and return the export of the best model by validation retrieval."""
         epochs, per_epoch = self.recipe.optim.epochs, self.stream.steps
+        if self.step == epochs * per_epoch and (self.out / REGISTERED).exists():
+            self.report("the run is finished and registered already")
+            return self.out / BEST
         with Recorder(self.recipe, self.out, self.dataset, world=self.world, enabled=self.rank == 0) as recorder:
             recorder.start(self.step)
             for epoch in range(self.step // per_epoch, epochs):
@@ -104,10 +109,23 @@ class Trainer:
                     # after the evaluation, which a run that resumes here would otherwise never make
                     if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == per_epoch * epochs:
                         self._save()
-            uri = recorder.finish(self.best, self.step)
+            uri = recorder.finish(self.best)
         if uri:
             self.report(f"registered {uri}")
         return self.out / BEST
+
+    def _newest(self) -> Path:
+        """Return the checkpoint that the first rank chooses: each on its own might choose another."""
+        chosen: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                chosen = [self.checkpoints.newest()]
+            except CheckpointError as error:
+                chosen = [error]
+        dist.broadcast_object_list(chosen)
+        if isinstance(chosen[0], CheckpointError):
+            raise chosen[0]
+        return chosen[0]
 
     def _evaluation_due(self) -> bool:
         epoch, rest = divmod(self.step, self.stream.steps)
@@ -178,6 +196,20 @@ class Trainer:
                 where=self.checkpoints.folder,
                 do="continue it with --resume, or name another --out",
             )
+
+    def _check_validation(self) -> None:
+        """Refuse a validation part on which nothing can be retrieved, before any step is made."""
+        needed = len(self.recipe.modalities) if self.recipe.evaluation.complete_only else 2
+        usable = 0
+        for position in self.validation.positions:
+            usable += len(self.dataset[int(position)].modalities) >= needed
+            if usable == 2:
+                return
+        raise DataError(
+            f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
+            where=self.dataset.folder,
+            do="--set evaluation.complete_only=false, or another split",
+        )
 
     def _evaluate(self, recorder: Recorder) -> float:
         """Measure validation retrieval; export the model where it is the best so far."""

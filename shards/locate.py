@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-from shards.build import SplitPlan, build
+import xxhash
+from filelock import FileLock
+
+from shards.build import LIBRARIES, SplitPlan, build
 from shards.embedded import names
-from shards.errors import DataError
+from shards.errors import DataError, suggest
 from shards.features import feature
 from shards.manifest import MANIFEST, Manifest
 from shards.sources.embedded import embedded_records
@@ -41,19 +45,33 @@ def build_embedded(
 
 
 def locate(path: str) -> Path:
-    """Return the folder of a data set, building an embedded one into the cache where it is not there yet."""
+    """Return the folder of a data set, building an embedded one into the cache where it is not there yet.
+
+    Processes that ask at once wait for the one that builds.
+    """
     if not path.startswith(EMBEDDED):
         return Path(path)
-    name = path.removeprefix(EMBEDDED)
-    folder = cache_folder() / "shards" / name
-    if name not in names() or not (folder / MANIFEST).is_file():
-        build_embedded(name, folder)
+    folder = _cached(path.removeprefix(EMBEDDED))
+    if not (folder / MANIFEST).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / MANIFEST).is_file():
+                build_embedded(path.removeprefix(EMBEDDED), folder)
     return folder
 
 
 def existing(path: str) -> Path:
     """Return the folder of a data set that is there already, or raise `DataError`: for ranks other than the first."""
-    folder = locate(path) if not path.startswith(EMBEDDED) else cache_folder() / "shards" / path.removeprefix(EMBEDDED)
+    folder = _cached(path.removeprefix(EMBEDDED)) if path.startswith(EMBEDDED) else Path(path)
     if not (folder / MANIFEST).is_file():
         raise DataError("the data set is not on this host", where=folder, do="put it on storage that all hosts share")
     return folder
+
+
+def _cached(name: str) -> Path:
+    """Return the cache folder of an embedded set, another one for other data, features or libraries."""
+    if name not in names():
+        raise DataError(f"there is no embedded data set '{name}'", why=suggest(name, names()))
+    made_by = [version(library) for library in ("matloom", *LIBRARIES)]
+    specs = [step.spec(modality).model_dump_json() for modality, step in FEATURES.items()]
+    return cache_folder() / "shards" / f"{name}-{xxhash.xxh64_hexdigest(repr([made_by, specs]).encode())}"

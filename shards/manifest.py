@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "this is no data set", where=folder, why=f"it has no {MANIFEST}", do="matloom shards build SOURCE FOLDER"
         ) from None

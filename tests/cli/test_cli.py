@@ -65,7 +65,7 @@ def test_config_schema_lists_plugins() -> None:
 def test_dry_run_prints_the_launchers_command() -> None:
     line = matloom("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run").split()
     assert line[0].endswith("deepspeed") and line[1:3] == ["--num_accelerators", "2"]
-    assert line[3].endswith("launch/pretrain.py") and "--resume" in line
+    assert line[5].endswith("launch/pretrain.py") and "--resume" in line
 
 
 def test_inspect_prints_the_coverage_matrix(toy_folder: Path) -> None:

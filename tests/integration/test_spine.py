@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.load import Foundation, PropertyModel, load
+from finetune.loading import Foundation, PropertyModel, load
 from shards.sources.examples import write_examples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +111,29 @@ def test_python_gives_what_the_command_line_gives(spine: Spine) -> None:
     assert predictor.predict("GaN_wurtzite.cif") == pytest.approx(row["value"])
 
 
+def test_the_readmes_python_works_in_a_fresh_interpreter(spine: Spine) -> None:
+    code = """
+from pymatgen.core import Structure
+from finetune import load
+structure = Structure.from_file("GaN_wurtzite.cif")
+print(load("models:/demo@champion").embed(structure).shape)
+print(load("models:/demo-formation-energy@champion").predict("GaN_wurtzite.cif"))
+"""
+    assert "(128,)" in spine.run(sys.executable, "-c", code)
+
+
+def test_two_ranks_finetune_with_a_modality_missing_on_one(spine: Spine, dft_shards: Path) -> None:
+    """Rows without a density of states: one rank may hold none of it, and must not leave the other waiting."""
+    spine.run(
+        BIN / "torchrun", "--nproc_per_node", 2, "--master_port", 29519, ROOT / "launch" / "finetune.py",
+        "--config", ROOT / "recipes" / "demo-finetune.toml", "--set", f"data={dft_shards}", "--set", "seeds=[0]",
+        "--set", "target=volume_per_atom_a3", "--set", "name=two-ranks", "--set", "optim.epochs=1",
+        "--set", "optim.batch_size=4", "--set", 'rows=[{strategy="full", modalities=["crystal", "dos"]}]',
+    )  # fmt: skip
+    table = json.loads((spine.folder / "runs" / "two-ranks" / "report" / "table.json").read_text())
+    assert table["rows"][0]["modalities"] == ["crystal", "dos"]
+
+
 def test_evaluate_states_every_ordered_pair_with_chance(spine: Spine, dft_shards: Path) -> None:
     rows = spine.json("evaluate", "models:/demo@champion", "--data", dft_shards)
     assert len(rows) == 5 * 4 and {(r["query"], r["target"]) for r in rows}.__len__() == 20
@@ -127,7 +150,7 @@ def test_what_mlflow_holds(spine: Spine) -> None:
     assert version.tags["modalities"] == "crystal,dos,charge_density,text,xrd"
     experiment = client.get_experiment_by_name("demo")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'demo'")
+    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'demo-pretrain'")
     assert run.data.params["modalities.crystal.encoder.kind"] == "potnet"
     assert {"loss", "lr", "temperature", "val/mrr"} <= set(run.data.metrics)
 

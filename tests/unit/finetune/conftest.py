@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.load import Foundation, load_foundation
+from finetune.loading import Foundation, load_foundation
 from pretrain.config import Recipe, parse_recipe
 from pretrain.export import write_export
 from pretrain.model import MultimodalModel, fit_encoders

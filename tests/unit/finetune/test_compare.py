@@ -42,7 +42,7 @@ def test_every_row_is_fitted_and_the_best_by_validation_is_registered(
     assert all(row["modalities"] == ["a", "b"] for row in table.values())
     candidates = {s: table[s]["val_mae"] - table[s]["val_mae_std"] for s in ("frozen", "full")}
     assert comparison.best_row is not None and comparison.best_row.strategy in candidates
-    from finetune.load import PropertyModel, load
+    from finetune.loading import PropertyModel, load
 
     model = load("models:/toy-gap@champion")
     assert isinstance(model, PropertyModel) and model.info.target == "gap_ev"
@@ -54,8 +54,8 @@ def test_the_mean_row_knows_the_training_part_only(export_folder: Path, toy_fold
         recipe(export_folder, toy_folder, rows=[RowConfig(strategy="mean", modalities=())]), tmp_path, report=print
     )
     (result,) = comparison.run()
-    assert result.predictions == pytest.approx(comparison.train_targets.mean().item())
-    used = {part: set(positions.tolist()) for part, positions in comparison.positions.items()}
+    assert result.predictions == pytest.approx(comparison.data.targets["train"].mean().item())
+    used = {part: set(positions.tolist()) for part, positions in comparison.data.positions.items()}
     assert not used["train"] & used["test"] and not used["train"] & used["val"] and not used["val"] & used["test"]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from finetune.freeze import freeze
 from finetune.heads.base import HEADS
-from finetune.load import PropertyModel, load
+from finetune.loading import PropertyModel, load
 from finetune.predictor import Predictor, PredictorInfo, build_featurizer, build_head, write_predictor
 from pretrain.export import read_export
 from shards.batch import collate

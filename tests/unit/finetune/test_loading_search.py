@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.load import Foundation
+from finetune.loading import Foundation
 from finetune.search import Index
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset

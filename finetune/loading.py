@@ -71,14 +71,22 @@ class Foundation:
             Where a material lacks the modality.
         """
         single = not isinstance(materials, SEVERAL)
-        samples = [to_known_sample(m, self.model.specs) for m in ([materials] if single else materials)]
+        several = [materials] if single else list(materials)
         if modality is None:
-            modality = next((name for name in self.modalities if samples and name in samples[0].modalities), None)
+            modality = self._first_modality(several[0]) if several else self.modalities[0]
         if modality not in self.model.specs:
-            raise ConfigError(f"the model has no modality '{modality}'", why=suggest(str(modality), self.modalities))
+            raise ConfigError(f"the model has no modality '{modality}'", why=suggest(modality, self.modalities))
+        # no other feature step runs: it would cost time, and might refuse what this one can do
+        samples = [to_known_sample(m, {modality: self.model.specs[modality]}) for m in several]
         rows = [self._embed(samples[i : i + batch_size], modality) for i in range(0, len(samples), batch_size)]
         vectors = torch.cat(rows).numpy() if rows else np.zeros((0, self.export.recipe.projection.dim), np.float32)
         return vectors[0] if single else vectors
+
+    def _first_modality(self, material: Any) -> str:
+        for name, spec in self.model.specs.items():
+            if name in to_known_sample(material, {name: spec}).modalities:
+                return name
+        raise DataError("the material has none of the model's modalities", why=f"those are {self.modalities}")
 
     @torch.no_grad()
     def _embed(self, samples: Sequence[Sample], modality: str) -> Tensor:
@@ -154,7 +162,10 @@ def load(uri: str) -> Foundation | PropertyModel:
 
 def load_foundation(uri: str) -> Foundation:
     """Load a pretrained model; see `load`."""
-    export = read_export(resolve(uri))
+    folder = resolve(uri)
+    if (folder / PREDICTOR).exists():
+        raise ConfigError(f"'{uri}' is a fine-tuned predictor, a pretrained model is needed", do="give its foundation")
+    export = read_export(folder)
     model = export.build()
     model.requires_grad_(False)
     return Foundation(export, model)

@@ -1,0 +1,136 @@
+"""Labelled batches of one target: streamed through encoders, or cached as the vectors of frozen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune.fit import Batches
+from shards.batch import Batch
+from shards.errors import ConfigError, DataError, suggest
+from shards.reader import Dataset
+from shards.schema import ModalitySpec
+from shards.stream import BatchStream
+
+PARTS = ("train", "val", "test")
+
+
+class TargetData:
+    """The samples of a data set that have the target, by part of a split.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With the modalities that any predictor will look at.
+    split, target : str
+        Which division, which label.
+    batch_size : int
+        Global batch size.
+    accelerator : Accelerator
+        Ranks and device.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, target: str, batch_size: int, accelerator: Accelerator) -> None:
+        self.dataset, self.target, self.batch_size, self.accelerator = dataset, target, batch_size, accelerator
+        if target not in dataset.manifest.labels:
+            raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
+        self.positions: dict[str, np.ndarray] = {}
+        self.targets: dict[str, Tensor] = {}
+        bare = Dataset(dataset.folder, [])
+        for part in PARTS:
+            labels = {int(i): bare[int(i)].labels.get(target) for i in dataset.positions(split, part)}
+            known = {i: value for i, value in labels.items() if value is not None}
+            if len(known) < 2:
+                raise DataError(
+                    f"part '{part}' has {len(known)} samples with the label '{target}', at least 2 are needed",
+                    where=dataset.folder,
+                    do="choose another split or target",
+                )
+            self.positions[part] = np.array(list(known))
+            self.targets[part] = torch.tensor(list(known.values()), dtype=torch.float32)
+        self._vectors: dict[tuple[str, ...], dict[str, Tensor]] = {}
+
+    def streamed(self, modalities: Iterable[str], part: str, seed: int) -> Batches:
+        """Return this rank's batches of a part, shuffled if it is ``train``."""
+        stream = self._stream(modalities, part, seed=seed, shuffle=part == "train", sharded=True)
+
+        def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
+            for batch in stream.epoch(epoch):
+                moved = batch.to(self.accelerator.device)
+                yield moved, moved.labels[:, 0]
+
+        return batches
+
+    @torch.no_grad()
+    def vectors(self, featurizer: nn.Module, modalities: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the frozen pretrained features (N, F) of every part, encoded once for each set of modalities."""
+        if modalities not in self._vectors:
+            device = self.accelerator.device
+            featurizer = featurizer.to(device).eval()
+            self._vectors[modalities] = {
+                part: torch.cat([featurizer(batch.to(device)) for batch in self._stream(modalities, part).epoch(0)])
+                for part in PARTS
+            }
+        return self._vectors[modalities]
+
+    def cached(self, vectors: dict[str, Tensor], part: str, seed: int) -> Batches:
+        """Return this rank's batches of a part from its cached features."""
+        features, targets = vectors[part], self.targets[part].to(self.accelerator.device)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            rows = np.arange(len(targets))
+            if part == "train":
+                rows = np.random.default_rng([seed, epoch]).permutation(len(targets))
+            for start in range(0, len(rows), self.batch_size):
+                mine = rows[start : start + self.batch_size][rank::world]
+                yield features[mine], targets[mine]
+
+        return batches
+
+    def _stream(
+        self, modalities: Iterable[str], part: str, *, seed: int = 0, shuffle: bool = False, sharded: bool = False
+    ) -> BatchStream:
+        return BatchStream(
+            Dataset(self.dataset.folder, list(modalities)),
+            self.positions[part],
+            batch_size=self.batch_size,
+            seed=seed,
+            rank=self.accelerator.process_index if sharded else 0,
+            world=self.accelerator.num_processes if sharded else 1,
+            shuffle=shuffle,
+            label_names=(self.target,),
+        )
+
+
+def check_schema(specs: dict[str, ModalitySpec], dataset: Dataset, modalities: Iterable[str]) -> None:
+    """Raise `DataError` where a data set's features are not those that a model was trained on.
+
+    Parameters
+    ----------
+    specs : dict of str to ModalitySpec
+        The model's schema.
+    dataset : Dataset
+        What is to be embedded or predicted.
+    modalities : iterable of str
+        Those that are looked at.
+    """
+    for name in modalities:
+        if name not in specs:
+            raise ConfigError(f"the model has no modality '{name}'", why=suggest(name, specs))
+        if name not in dataset.modalities:
+            raise DataError(
+                f"the data set has no modality '{name}'", where=dataset.folder, why=suggest(name, dataset.modalities)
+            )
+        difference = specs[name].difference(dataset.modalities[name])
+        if difference:
+            raise DataError(
+                "the data set's schema is not the model's",
+                where=dataset.folder,
+                why=difference,
+                do="build the shards with the feature parameters of the model's schema.json",
+            )
