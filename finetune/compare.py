@@ -90,7 +90,8 @@ class Comparison:
 
     def __init__(self, recipe: FinetuneRecipe, out: Path, *, report: Callable[[str], None] = print) -> None:
         self.recipe, self.out = recipe, out
-        self.accelerator = Accelerator()
+        # without this, accelerate takes the ranks of a CPU launch for strangers
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.report = report if self.accelerator.is_main_process else lambda line: None
         folder = resolve(recipe.model)
         self.export: Export = read_export(folder)
