@@ -32,3 +32,7 @@ def test_every_command_shown_is_a_command() -> None:
 def test_every_file_linked_is_there() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.findall(r"@[A-Z]+@", README)
