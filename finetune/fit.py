@@ -89,13 +89,14 @@ def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Acceler
     model.eval()
     pairs = [(head.predict(model(inputs)), targets) for inputs, targets in batches(0)]
     predictions, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-    if not predictions.isfinite().all():
-        raise DataError("the predictor diverged: it predicts NaN or infinity", do="lower the learning rates of [optim]")
-    # ranks may hold different numbers of rows; NaN marks the padding
+    # ranks may hold different numbers of rows; a target of NaN marks the padding
     both = torch.stack([predictions, targets], dim=1)
     both = accelerator.pad_across_processes(both, dim=0, pad_index=float("nan"))
     both = accelerator.gather(both).cpu()
-    both = both[~both.isnan().any(dim=1)]
+    both = both[~both[:, 1].isnan()]
+    # after the gathering, so that all ranks decide alike
+    if not both[:, 0].isfinite().all():
+        raise DataError("the predictor diverged: it predicts NaN or infinity", do="lower the learning rates of [optim]")
     return both[:, 0], both[:, 1]
 
 

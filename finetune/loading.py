@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def load(uri: str) -> Foundation | PropertyModel:
     if (folder / PREDICTOR).exists():
         predictor, info, specs = read_predictor(folder)
         return PropertyModel(info, predictor, specs)
-    return load_foundation(uri)
+    return _foundation(folder)
 
 
 def load_foundation(uri: str) -> Foundation:
@@ -165,6 +166,10 @@ def load_foundation(uri: str) -> Foundation:
     folder = resolve(uri)
     if (folder / PREDICTOR).exists():
         raise ConfigError(f"'{uri}' is a fine-tuned predictor, a pretrained model is needed", do="give its foundation")
+    return _foundation(folder)
+
+
+def _foundation(folder: Path) -> Foundation:
     export = read_export(folder)
     model = export.build()
     model.requires_grad_(False)

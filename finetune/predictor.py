@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from finetune.heads.base import HEADS, Head
 from pretrain.config import parse_recipe
-from pretrain.encoders.base import ENCODERS, Encoder
+from pretrain.encoders.base import Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
-from pretrain.model import with_weights
+from pretrain.model import build_encoder, with_weights
 from shards.batch import Batch, move, placeholder
 from shards.errors import CheckpointError, ConfigError, suggest
 from shards.plugins import Options
@@ -117,11 +117,9 @@ def build_featurizer(export: Export, modalities: Sequence[str], *, pretrained: b
     if pretrained:
         model = export.build()
         return Featurizer({name: cast(Encoder, model.encoders[name]) for name in modalities})
-    encoders = {}
-    for name in modalities:
-        options = export.recipe.encoder(name)
-        encoders[name] = ENCODERS.get(options.kind)(export.specs[name], options, export.fitted.get(name, {}))
-    return Featurizer(encoders)
+    return Featurizer(
+        {name: build_encoder(export.recipe, export.specs[name], export.fitted.get(name, {})) for name in modalities}
+    )
 
 
 def write_predictor(folder: Path, predictor: Predictor, export: Export, info: PredictorInfo) -> None:

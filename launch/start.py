@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from pretrain.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,10 +24,7 @@ def deepspeed_command(options: Sequence[str], ranks: int) -> list[str]:
     """Return the command that pretrains with DeepSpeed's launcher on this host."""
     launcher = Path(sys.executable).with_name("deepspeed")
     # DeepSpeed's own default port would let two runs on one host collide
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks_and_port = ["--num_accelerators", str(ranks), "--master_port", port]
+    ranks_and_port = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [str(launcher), *ranks_and_port, str(HERE / "pretrain.py"), *options]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from pretrain.config import OptimConfig
 from pretrain.gather import mean_over_ranks
+from pretrain.ports import free_port
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError
 
@@ -47,10 +47,8 @@ def start_process_group() -> tuple[int, int, torch.device]:
         This rank's device.
     """
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
     if cuda:
@@ -124,6 +122,7 @@ class Engine:
         seed: int,
         settings: Mapping[str, Any],
     ) -> None:
+        _refuse_own_keys(settings)
         self.optim, self.steps_per_epoch, self.seed = optim, steps_per_epoch, seed
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         config = {
@@ -134,7 +133,6 @@ class Engine:
             "steps_per_print": 10**9,
             **settings,
         }
-        _refuse_own_keys(settings)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=optim.betas, weight_decay=0.0
         )

@@ -44,7 +44,7 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.specs = {name: specs[name] for name in recipe.modalities}
         self.autocast = autocast
-        encoders = {name: _encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
+        encoders = {name: build_encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
         self.encoders = nn.ModuleDict(encoders)
         self.projections = nn.ModuleDict(
             {name: projection(encoder.dim, recipe.projection) for name, encoder in encoders.items()}
@@ -134,6 +134,7 @@ def with_weights(fitted: Mapping[str, Mapping[str, Any]]) -> Fitted:
     return {name: {**values, "weights_follow": True} for name, values in fitted.items()}
 
 
-def _encoder(recipe: Recipe, spec: ModalitySpec, fitted: Mapping[str, Any]) -> Encoder:
+def build_encoder(recipe: Recipe, spec: ModalitySpec, fitted: Mapping[str, Any]) -> Encoder:
+    """Return a modality's encoder, as the recipe says, with new weights."""
     options = recipe.encoder(spec.name)
     return ENCODERS.get(options.kind)(spec, options, fitted)

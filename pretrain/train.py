@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint import Checkpoints
+from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
 from pretrain.engine import Engine, autocast_type, start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
@@ -81,7 +81,7 @@ class Trainer:
             settings={**recipe.deepspeed, **(settings or {})},
         )
         if folder:
-            self.engine.load(folder / "engine")
+            self.engine.load(folder / ENGINE)
             self.step, self.best = state["step"], state["best"]
             self.report(f"resumed from {folder}")
 
@@ -143,8 +143,9 @@ class Trainer:
         positions = self.dataset.positions(self.recipe.data.split, "train")[:FIT_SAMPLES]
 
         def values(modality: str) -> Iterator[Value]:
-            for sample in (self.dataset[int(position)] for position in positions):
-                value = sample.value(modality)
+            alone = Dataset(self.dataset.folder, [modality])
+            for position in positions:
+                value = alone[int(position)].value(modality)
                 if value is not None:
                     yield value
 

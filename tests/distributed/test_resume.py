@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import TIMEOUT_S, free_port, spawn
+from pretrain.ports import free_port
+from tests.distributed.ranks import TIMEOUT_S, spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from finetune.loading import Foundation, PropertyModel, load
+from pretrain.ports import free_port
 from shards.sources.examples import write_examples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ class Spine:
 def spine(tmp_path_factory: pytest.TempPathFactory, dft_shards: Path) -> Spine:
     spine = Spine(tmp_path_factory.mktemp("spine"))
     spine.run(
-        "deepspeed", "--num_accelerators", 1, "--master_port", 29517, ROOT / "launch" / "pretrain.py",
+        "deepspeed", "--num_accelerators", 1, "--master_port", free_port(), ROOT / "launch" / "pretrain.py",
         "--config", ROOT / "recipes" / "demo.toml", "--set", f"data.path={dft_shards}",
         "--set", "optim.epochs=1", "--set", "optim.warmup_epochs=0",
     )  # fmt: skip
@@ -125,7 +126,7 @@ print(load("models:/demo-formation-energy@champion").predict("GaN_wurtzite.cif")
 def test_two_ranks_finetune_with_a_modality_missing_on_one(spine: Spine, dft_shards: Path) -> None:
     """Rows without a density of states: one rank may hold none of it, and must not leave the other waiting."""
     spine.run(
-        BIN / "torchrun", "--nproc_per_node", 2, "--master_port", 29519, ROOT / "launch" / "finetune.py",
+        BIN / "torchrun", "--nproc_per_node", 2, "--master_port", free_port(), ROOT / "launch" / "finetune.py",
         "--config", ROOT / "recipes" / "demo-finetune.toml", "--set", f"data={dft_shards}", "--set", "seeds=[0]",
         "--set", "target=volume_per_atom_a3", "--set", "name=two-ranks", "--set", "optim.epochs=1",
         "--set", "optim.batch_size=4", "--set", 'rows=[{strategy="full", modalities=["crystal", "dos"]}]',
