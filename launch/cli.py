@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.guard import guarded
+from launch.shards_cli import shards_app
 
 app = typer.Typer(
     name="matloom",
@@ -18,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-shards_app = typer.Typer(help="Build, inspect and verify data sets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and explain recipes.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
@@ -198,44 +198,6 @@ def doctor(as_json: Json = False) -> None:
         lambda r: f"{marks[r['status']]}  {r['name']:20} {r['value']}" + (f"  -> {r['do']}" if r["do"] else ""),
     )
     raise typer.Exit(2 if any(finding.status == "missing" for finding in findings) else 0)
-
-
-@shards_app.command("build")
-def shards_build(
-    source: Annotated[str, typer.Argument(help="embedded:NAME")],
-    out: Annotated[Path, typer.Argument(help="Target folder.")],
-    workers: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
-) -> None:
-    """Build a data set from a source."""
-    from launch.progress import build_with_progress
-
-    manifest = build_with_progress(source, out, workers)
-    typer.echo(f"{out}: {manifest.samples} samples in {len(manifest.shards)} shards")
-
-
-@shards_app.command("inspect")
-def shards_inspect(
-    path: Annotated[str, typer.Argument(help="Folder of shards, or embedded:NAME.")], as_json: Json = False
-) -> None:
-    """Print the coverage matrix, the splits and the labels of a data set."""
-    from launch.tables import print_summary
-    from shards.locate import locate
-    from shards.reader import Dataset
-    from shards.summary import summarize
-
-    summary = summarize(Dataset(locate(path)))
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1))
-    else:
-        print_summary(summary)
-
-
-@shards_app.command("verify")
-def shards_verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
-    """Check every hash, digest and value of a data set."""
-    from shards.verify import verify_dataset
-
-    typer.echo(f"{folder}: {verify_dataset(folder)} samples verified")
 
 
 @config_app.command("show")

@@ -1,11 +1,16 @@
-"""The source contract: what an adapter yields before any feature is computed."""
+"""The source contract: what an adapter lists and yields before any feature is computed."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from shards.plugins import Registry
+from shards.schema import Strict
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -46,9 +51,17 @@ class Record:
     dos : RawDos, optional
         Electronic density of states.
     charge_density : ndarray, optional
-        (n, n, n) electrons per cubic Angstrom; index i is fractional coordinate i / n.
+        (n1, n2, n3) electrons per cubic Angstrom; index i is fractional coordinate i / n.
     text : str, optional
         A description.
+    smiles : str, optional
+        A molecule.
+    images : tuple of ndarray
+        Pictures of the sample, each uint8 (height, width) or (height, width, channels).
+    columns : dict of str to float or str
+        Process and other table columns: numbers (unit in the name) and categories; unknown ones absent.
+    arrays : dict of str to ndarray
+        Whatever else the source holds, by name: a spectrum, an embedding that was computed elsewhere.
     labels : dict of str to float
         Unit in the name; unknown ones absent.
     tags : dict of str to str
@@ -62,6 +75,70 @@ class Record:
     dos: RawDos | None = None
     charge_density: np.ndarray | None = None
     text: str | None = None
+    smiles: str | None = None
+    images: tuple[np.ndarray, ...] = ()
+    columns: dict[str, float | str] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """Where one record of a source lies: small, cheap to list, and sent to whichever process reads it.
+
+    Attributes
+    ----------
+    id : str
+        The record's id, unique in the source.
+    ref : JSON value
+        What `Source.read` needs to find it: a path, a row number, a list of them.
+    stamp : str
+        Changes when the record's bytes change (size and time of a file), so that a resumed build reads
+        it anew.
+    """
+
+    id: str
+    ref: Any = None
+    stamp: str = ""
+
+
+class Source(Strict):
+    """Where records come from; its fields are its parameters and go into the manifest.
+
+    Registered by ``@SOURCES.register(kind)``, or found by the entry-point group ``matloom.sources``. A
+    source is sent to other processes, so it holds parameters only; what is costly to open is opened
+    by a cached function.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def items(self) -> Iterable[Item]:
+        """List the records, always in the same order, without reading them.
+
+        Raises
+        ------
+        DataError
+            Where the source as a whole is missing or unreadable.
+        """
+
+    @abstractmethod
+    def read(self, item: Item) -> Record:
+        """Read one record, whose id is the item's.
+
+        Raises
+        ------
+        DataError
+            Where this record cannot be used: it is quarantined with the reason, and the build goes on.
+        """
+
+
+SOURCES: Registry[type[Source]] = Registry(
+    "source",
+    {
+        name: f"shards.sources.{name}"
+        for name in ("embedded", "materials_project", "multimat", "structures", "table", "vasp", "webdataset")
+    },
+)

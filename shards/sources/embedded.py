@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
-from shards.sources.base import RawDos, Record
+from shards.errors import DataError
+from shards.sources.base import SOURCES, Item, RawDos, Record, Source
 
 if TYPE_CHECKING:
     from shards.embedded import RawRecord
+
+
+@SOURCES.register("embedded")
+class EmbeddedSource(Source):
+    """A data set that is shipped with the package.
+
+    Attributes
+    ----------
+    name : str
+        Name of the set; `shards.embedded.names` lists them.
+    """
+
+    kind: Literal["embedded"] = "embedded"
+    name: str = "dft_crystals"
+
+    def items(self) -> Iterable[Item]:
+        """List the records in the set's own order."""
+        return [Item(id=record_id) for record_id in _records(self.name)]
+
+    def read(self, item: Item) -> Record:
+        """Return one record."""
+        raw = _records(self.name).get(item.id)
+        if raw is None:
+            raise DataError(f"there is no record '{item.id}'", where=f"embedded:{self.name}")
+        return embedded_record(raw)
+
+
+@lru_cache(maxsize=1)
+def _records(name: str) -> dict[str, RawRecord]:
+    from shards.embedded import load
+
+    return {raw.id: raw for raw in load(name)}
 
 
 def embedded_records(name: str = "dft_crystals") -> Iterator[Record]:
