@@ -34,3 +34,12 @@ def dft_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "dft_crystals"
     build_embedded("dft_crystals", folder, workers=os.cpu_count() or 1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Third-party data for tests, which the project does not contain."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the third-party test data are not at {folder}")
+    return folder
