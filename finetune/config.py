@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.heads.base import HEADS
-from pretrain.config import apply_overrides, parse, read_tables
 from shards.plugins import Options
+from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 
 Strategy = Literal["frozen", "full", "scratch", "probe", "mean"]

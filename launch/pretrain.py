@@ -29,8 +29,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> None:
     """Train the recipe to its end."""
-    from pretrain.config import load_recipe, read_tables
+    from pretrain.config import load_recipe
     from pretrain.train import Trainer
+    from shards.recipes import read_tables
 
     recipe = load_recipe(options.config, options.set)
     settings = read_tables(options.deepspeed_config) if options.deepspeed_config else {}

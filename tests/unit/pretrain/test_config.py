@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import Recipe, apply_overrides, load_recipe, parse_recipe
+from pretrain.config import Recipe, load_recipe, parse_recipe
 from pretrain.encoders.base import ENCODERS
 from shards.errors import ConfigError
+from shards.recipes import apply_overrides
 
 RECIPE = """
 name = "toy"
