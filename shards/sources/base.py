@@ -139,6 +139,6 @@ SOURCES: Registry[type[Source]] = Registry(
     "source",
     {
         name: f"shards.sources.{name}"
-        for name in ("embedded", "materials_project", "multimat", "structures", "table", "vasp", "webdataset")
+        for name in ("embedded", "join", "materials_project", "multimat", "structures", "table", "vasp", "webdataset")
     },
 )
