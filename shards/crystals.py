@@ -108,7 +108,7 @@ def connected_neighbours(lattice: np.ndarray, positions: np.ndarray, cutoff_a: f
     atom's own image is at most a lattice vector away.
     """
     found = neighbours(lattice, positions, cutoff_a)
-    lonely = np.setdiff1d(np.arange(len(positions)), found.centre)
+    lonely = np.flatnonzero(np.bincount(found.centre, minlength=len(positions)) == 0)
     if not len(lonely):
         return found
     parts = [found, *(_nearest_shell(lattice, positions, int(atom), cutoff_a) for atom in lonely)]
@@ -134,27 +134,18 @@ def check_structure(structure: Structure, *, where: object = None) -> None:
     to Z = 118, coordinates that are not finite, and cells without volume. Overlapping atoms are
     found by `crystal_arrays`, where the distances are known.
     """
+    _checked_numbers(structure, where)
+
+
+def _checked_numbers(structure: Structure, where: object) -> np.ndarray:
+    """Do what `check_structure` does, and return the atomic numbers: (n,) int64."""
     if len(structure) == 0:
         raise DataError("the structure has no atoms", where=where, do="leave the record out")
-    if not structure.is_ordered:
-        raise DataError(
-            "the structure has sites that are partially occupied or shared by several elements",
-            where=where,
-            why="a graph needs one element on every site",
-            do="choose an ordered approximant, for example with pymatgen's OrderDisorderedStructureTransformation",
-        )
-    from pymatgen.core import DummySpecies
-
-    strange = sorted({str(s) for s in structure.species if isinstance(s, DummySpecies) or s.Z > MAX_ATOMIC_NUMBER})
-    if strange:
-        raise DataError(
-            f"species {', '.join(strange)} are no chemical elements with Z from 1 to {MAX_ATOMIC_NUMBER}",
-            where=where,
-            do="replace them by elements or leave the record out",
-        )
-    if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
+    numbers = _atomic_numbers(structure, where)
+    lattice = structure.lattice.matrix
+    if not (np.isfinite(lattice).all() and np.isfinite(structure.frac_coords).all()):
         raise DataError("the lattice or the coordinates hold NaN or infinity", where=where, do="leave the record out")
-    volume = abs(float(np.linalg.det(structure.lattice.matrix)))
+    volume = abs(float(np.linalg.det(lattice)))
     if volume < MIN_VOLUME_PER_ATOM_A3 * len(structure):
         raise DataError(
             f"the cell has {volume:.3g} cubic Angstrom for {len(structure)} atoms",
@@ -162,6 +153,31 @@ def check_structure(structure: Structure, *, where: object = None) -> None:
             why="lattice vectors in one plane, or lengths that are not in Angstrom",
             do="check the lattice vectors and their unit",
         )
+    return numbers
+
+
+def _atomic_numbers(structure: Structure, where: object) -> np.ndarray:
+    """Return the atomic numbers of a structure with one element on every site: (n,) int64."""
+    from pymatgen.core import DummySpecies
+
+    # one pass: pymatgen's own properties (is_ordered, species, atomic_numbers) each walk over all sites
+    occupied = [site.species for site in structure]
+    if any(len(species) != 1 or species.num_atoms != 1 for species in occupied):
+        raise DataError(
+            "the structure has sites that are partially occupied or shared by several elements",
+            where=where,
+            why="a graph needs one element on every site",
+            do="choose an ordered approximant, for example with pymatgen's OrderDisorderedStructureTransformation",
+        )
+    found = [next(iter(species)) for species in occupied]
+    strange = sorted({str(s) for s in found if isinstance(s, DummySpecies) or s.Z > MAX_ATOMIC_NUMBER})
+    if strange:
+        raise DataError(
+            f"species {', '.join(strange)} are no chemical elements with Z from 1 to {MAX_ATOMIC_NUMBER}",
+            where=where,
+            do="replace them by elements or leave the record out",
+        )
+    return np.array([species.Z for species in found], dtype=np.int64)
 
 
 def primitive_cell(structure: Structure, *, symprec_a: float = 0.01) -> Structure:
@@ -178,12 +194,18 @@ def primitive_cell(structure: Structure, *, symprec_a: float = 0.01) -> Structur
     symprec_a : float
         Distance in Angstrom within which atoms count as equivalent (spglib's ``symprec``).
     """
+    return _reduced(structure, np.array(structure.atomic_numbers), symprec_a)
+
+
+def _reduced(structure: Structure, numbers: np.ndarray, symprec_a: float) -> Structure:
+    """Return the primitive cell of a structure whose atomic numbers are known."""
+    lattice, frac_coords = structure.lattice.matrix, structure.frac_coords
+    if not _may_be_reducible(lattice, frac_coords, numbers, 2.0 * symprec_a):
+        return structure
     import spglib
     from pymatgen.core import Element, Structure
 
-    if not _may_be_reducible(structure, 2.0 * symprec_a):
-        return structure
-    cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    cell: Any = (lattice, frac_coords, numbers)
     try:
         found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=symprec_a)
     except Exception:  # spglib >= 2.7 may raise its own errors where older versions return None
@@ -194,24 +216,35 @@ def primitive_cell(structure: Structure, *, symprec_a: float = 0.01) -> Structur
     return Structure(lattice, [Element.from_Z(int(number)) for number in numbers], frac_coords)
 
 
-def _may_be_reducible(structure: Structure, tolerance_a: float) -> bool:
+def _may_be_reducible(lattice: np.ndarray, frac_coords: np.ndarray, numbers: np.ndarray, tolerance_a: float) -> bool:
     """Tell whether a shift by less than a lattice vector may map the structure onto itself.
 
-    A quick necessary condition, 100 times cheaper than spglib: such a shift permutes the atoms of
-    the rarest element without fixing any, and the number of such shifts divides the number of atoms
-    of every element.
+    A necessary condition, many times cheaper than spglib: the number of such shifts divides the number
+    of atoms of every element, and each leads from one atom of the rarest element to another one. Twice
+    the tolerance of the reduction is enough for shifts that are differences of positions.
     """
-    elements, counts = np.unique(structure.atomic_numbers, return_counts=True)
+    elements, counts = np.unique(numbers, return_counts=True)
     if np.gcd.reduce(counts) == 1:
         return False
     if counts.min() > MAX_SHIFT_ATOMS:
         return True
-    rare = structure.frac_coords[np.array(structure.atomic_numbers) == elements[counts.argmin()]]
+    by_element = [frac_coords[numbers == element] for element in elements[np.argsort(counts, kind="stable")]]
+    rare, others = by_element[0], by_element[1:]
     shifts = rare[1:] - rare[0]
-    gaps = rare[None, :, None] + shifts[:, None, None] - rare[None, None, :]  # (shift, from, to, xyz)
+    shifts = shifts[_map_onto_themselves(lattice, rare, shifts, tolerance_a)]
+    return any(
+        all(_map_onto_themselves(lattice, coords, shift[None], tolerance_a)[0] for coords in others) for shift in shifts
+    )
+
+
+def _map_onto_themselves(
+    lattice: np.ndarray, frac_coords: np.ndarray, shifts: np.ndarray, tolerance_a: float
+) -> np.ndarray:
+    """Tell for each of s shifts (s, 3), fractional, whether it maps points onto points: (s,) bool."""
+    gaps = frac_coords[None, :, None] + shifts[:, None, None] - frac_coords[None, None, :]  # (shift, from, to, xyz)
     gaps -= np.round(gaps)
-    distance = np.linalg.norm(gaps @ structure.lattice.matrix, axis=-1).min(axis=2)
-    return bool((distance < tolerance_a).all(axis=1).any())
+    distance = np.linalg.norm(gaps @ lattice, axis=-1).min(axis=2)
+    return np.asarray((distance < tolerance_a).all(axis=1))
 
 
 def crystal_arrays(
@@ -253,15 +286,17 @@ def crystal_arrays(
         Where the structure cannot be used; see `check_structure`. Also for atoms nearer to each
         other than 0.1 A.
     """
-    check_structure(structure, where=where)
-    cell = primitive_cell(structure, symprec_a=symprec_a) if primitive else structure
+    numbers = _checked_numbers(structure, where)
+    cell = _reduced(structure, numbers, symprec_a) if primitive else structure
+    if cell is not structure:
+        numbers = np.array(cell.atomic_numbers)
     lattice = np.array(cell.lattice.matrix, dtype=np.float64)
     frac_coords = cell.frac_coords % 1.0
     positions = frac_coords @ lattice
     edges = connected_neighbours(lattice, positions, cutoff_a)
     _check_distances(edges, cell, where)
     arrays = {
-        "atomic_numbers": np.array(cell.atomic_numbers, dtype=np.uint8),
+        "atomic_numbers": numbers.astype(np.uint8),
         "frac_coords": frac_coords.astype(np.float32) % np.float32(1.0),
         "lattice": lattice.astype(np.float32),
         "edge_index": np.stack([edges.neighbour, edges.centre]).astype(np.int32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import spglib
 from pymatgen.core import Lattice, Structure
 from scipy.spatial.transform import Rotation
 
@@ -131,6 +132,29 @@ def test_reduction_does_not_idealise() -> None:
 def test_a_primitive_cell_keeps_its_axes() -> None:
     structure = random_structure(5)
     assert primitive_cell(structure) is structure
+
+
+@pytest.mark.parametrize("noise_a", [0.0, 0.002, 0.005, 0.008, 0.02])
+def test_the_quick_test_never_overrules_spglib(noise_a: float) -> None:
+    for seed in range(12):
+        structure = random_structure(seed, atoms=2 + seed % 4) if seed % 3 else rocksalt()
+        structure = structure.make_supercell([(2, 1, 1), (1, 1, 3), (2, 2, 1)][seed % 3], in_place=False)
+        structure.perturb(noise_a)
+        cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+        found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=0.01)
+        assert len(primitive_cell(structure, symprec_a=0.01)) == len(found[2])
+
+
+def test_spglib_runs_only_where_the_whole_cell_may_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(spglib, "standardize_cell", lambda *_, **__: called.append(1))
+    # the titanium atoms alone repeat after half of the cell, the oxygen atoms do not
+    halves = Structure(
+        Lattice.orthorhombic(8, 4, 4.5), ["Ti", "Ti", "O", "O"], [[0, 0, 0], [0.5, 0, 0], [0.2, 0.5, 0], [0.3, 0, 0.5]]
+    )
+    assert primitive_cell(halves) is halves and not called
+    primitive_cell(halves.make_supercell((1, 2, 1), in_place=False))
+    assert called
 
 
 def test_a_body_centred_cell_of_a_compound_is_reduced() -> None:
