@@ -17,7 +17,7 @@ from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
 from pretrain.record import BEST, Recorder
 from pretrain.tracking import REGISTERED
-from shards.augment import Augment
+from shards.augment import Augmenter
 from shards.errors import CheckpointError, DataError
 from shards.locate import existing, locate
 from shards.manifest import MANIFEST
@@ -152,8 +152,7 @@ class Trainer:
         return fit_encoders(self.recipe, self.dataset.modalities, values)
 
     def _stream(self, part: str, *, shuffle: bool) -> BatchStream:
-        modalities = self.recipe.modalities.items()
-        augments = {name: config.augment for name, config in modalities if config.augment != Augment()}
+        augments = {name: config.augment for name, config in self.recipe.modalities.items()}
         return BatchStream(
             self.dataset,
             self.dataset.positions(self.recipe.data.split, part),
@@ -162,7 +161,7 @@ class Trainer:
             rank=self.rank,
             world=self.world,
             shuffle=shuffle,
-            augments=augments if shuffle else None,
+            augmenter=Augmenter(self.dataset.modalities, augments, seed=self.recipe.seed, training=shuffle),
         )
 
     def _save(self) -> None:

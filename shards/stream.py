@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
-import xxhash
 
-from shards.augment import Augment, augment
+from shards.augment import Augmenter
 from shards.batch import Batch, collate
 from shards.order import epoch_order, rank_slice, step_slice, steps_per_epoch
 from shards.reader import Dataset
-from shards.schema import Sample
 
 
 class BatchStream:
@@ -29,13 +26,13 @@ class BatchStream:
     batch_size : int
         GLOBAL batch size.
     seed : int
-        Seed of the order and of the augmentations.
+        Seed of the order.
     rank, world : int
         This rank and the number of ranks.
     shuffle : bool
         False visits the positions as given, in evaluation.
-    augments : mapping of str to Augment, optional
-        Augmentation of each modality; off where there is none.
+    augmenter : Augmenter, optional
+        What happens to each sample between reading and collation.
     label_names : sequence of str
         Labels to collate.
     ahead : int
@@ -52,13 +49,13 @@ class BatchStream:
         rank: int = 0,
         world: int = 1,
         shuffle: bool = True,
-        augments: Mapping[str, Augment] | None = None,
+        augmenter: Augmenter | None = None,
         label_names: Sequence[str] = (),
         ahead: int = 2,
     ) -> None:
         self.dataset, self.positions, self.batch_size = dataset, positions, batch_size
         self.seed, self.rank, self.world, self.shuffle = seed, rank, world, shuffle
-        self.augments, self.label_names, self.ahead = dict(augments or {}), tuple(label_names), ahead
+        self.augmenter, self.label_names, self.ahead = augmenter, tuple(label_names), ahead
         self.steps = steps_per_epoch(len(positions), batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -81,22 +78,7 @@ class BatchStream:
     def _batch(self, order: np.ndarray, epoch: int, step: int) -> Batch:
         rows = step_slice(order, step, self.batch_size)
         part = rows[rank_slice(len(rows), self.rank, self.world)]
-        samples = [self._augmented(self.dataset[int(position)], epoch) for position in part]
+        samples = [self.dataset[int(position)] for position in part]
+        if self.augmenter is not None:
+            samples = [self.augmenter(sample, epoch) for sample in samples]
         return collate(samples, self.dataset.modalities, self.label_names)
-
-    def _augmented(self, sample: Sample, epoch: int) -> Sample:
-        """Apply the augmentations, a function of (seed, epoch, sample) and of nothing else."""
-        if not self.augments:
-            return sample
-        arrays, text = dict(sample.arrays), dict(sample.text)
-        for name, config in sorted(self.augments.items()):
-            value = sample.value(name)
-            if value is None:
-                continue
-            key = [self.seed, epoch, xxhash.xxh64_intdigest(f"{name}\0{sample.id}".encode())]
-            value = augment(self.dataset.modalities[name], value, np.random.default_rng(key), config)
-            if isinstance(value, str):
-                text[name] = value
-            else:
-                arrays[name] = dict(value)
-        return replace(sample, arrays=arrays, text=text)

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from shards.augment import Augment
+from shards.augment import Augment, Augmenter
 from shards.batch import Batch
 from shards.reader import Dataset
 from shards.stream import BatchStream
 
-SETTINGS = {"batch_size": 7, "seed": 3, "label_names": ["gap_ev"], "augments": {"dos": Augment(noise=0.3)}}
+SETTINGS = {"batch_size": 7, "seed": 3, "label_names": ["gap_ev"]}
 
 
-def stream(dataset: Dataset, **changes: object) -> BatchStream:
-    return BatchStream(dataset, dataset.positions("chemical_system", "train"), **{**SETTINGS, **changes})  # type: ignore[arg-type]
+def stream(dataset: Dataset, *, noise: float = 0.3, **changes: object) -> BatchStream:
+    settings = {**SETTINGS, **changes}
+    augmenter = Augmenter(dataset.modalities, {"dos": Augment(noise=noise)}, seed=settings["seed"])  # type: ignore[arg-type]
+    return BatchStream(dataset, dataset.positions("chemical_system", "train"), augmenter=augmenter, **settings)  # type: ignore[arg-type]
 
 
 def ids_of(batches: list[Batch]) -> list[str]:
@@ -69,7 +71,7 @@ def test_augmentations_depend_on_seed_epoch_and_sample_alone(toy: Dataset) -> No
         ids = [i for b in batches for i, here in zip(b.ids, b.present["dos"], strict=True) if here]
         return dict(zip(ids, (row.tobytes() for row in rows(batches, "dos", "intensity")), strict=True))
 
-    plain = by_id(list(stream(toy, augments={}).epoch(0)))
+    plain = by_id(list(stream(toy, noise=0.0).epoch(0)))
     first = by_id(list(stream(toy).epoch(0)))
     assert first == by_id(list(stream(toy, batch_size=3).epoch(0)))
     others = [by_id(list(stream(toy).epoch(1))), by_id(list(stream(toy, seed=4).epoch(0))), plain]
@@ -78,7 +80,7 @@ def test_augmentations_depend_on_seed_epoch_and_sample_alone(toy: Dataset) -> No
         assert all(other[sample_id] != first[sample_id] for sample_id in first)
     assert len(set(first.values())) == len(first)
     np.testing.assert_array_equal(  # modalities without augmentation stay as stored
-        rows(list(stream(toy).epoch(0)), "a", "values"), rows(list(stream(toy, augments={}).epoch(0)), "a", "values")
+        rows(list(stream(toy).epoch(0)), "a", "values"), rows(list(stream(toy, noise=0.0).epoch(0)), "a", "values")
     )
 
 
