@@ -6,12 +6,13 @@ No member is ever unpickled or executed: a name that is not of these two kinds i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import xxhash
 
@@ -19,6 +20,14 @@ from shards.errors import DataError
 from shards.schema import META, MODALITY_NAME
 
 DIGEST_BYTES = 16
+# of safetensors: the names, dtypes and shapes of a modality's few fields, or the ids of a shard
+HEADER_BYTES = 64 << 20
+CACHED_HEADER_BYTES = 4096
+MAX_AXES = 32
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
 def escape(sample_id: str) -> str:
@@ -66,12 +75,82 @@ def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save({name: np.require(arrays[name], requirements="C") for name in sorted(arrays)})
 
 
-def decode_arrays(data: bytes, *, where: str) -> dict[str, np.ndarray]:
-    """Return the arrays in safetensors ``data``; raise `DataError` naming ``where`` if it is damaged."""
+class _Field(NamedTuple):
+    """Where an array lies behind the header of a safetensors file."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+
+class _Layout(NamedTuple):
+    fields: tuple[_Field, ...]
+    end: int
+    metadata: dict[str, str]
+
+
+def decode_arrays(data: bytes | memoryview, *, where: str) -> dict[str, np.ndarray]:
+    """Return the arrays in safetensors ``data`` as views of it, without a copy.
+
+    Raises
+    ------
+    DataError
+        Naming ``where`` if the data are damaged.
+    """
+    view = memoryview(data)
+    layout, start = _read_layout(view, where)
+    return {name: np.ndarray(shape, dtype, view, start + begin) for name, dtype, shape, begin in layout.fields}
+
+
+def decode_metadata(data: bytes | memoryview, *, where: str) -> dict[str, str]:
+    """Return the strings in the header of safetensors ``data``; raise `DataError` naming ``where`` if it is damaged."""
+    return _read_layout(memoryview(data), where)[0].metadata
+
+
+def _read_layout(view: memoryview, where: str) -> tuple[_Layout, int]:
+    """Return what the header says, and where the arrays start."""
+    size = int.from_bytes(view[:8], "little")
+    start = 8 + size
     try:
-        return safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if size > HEADER_BYTES or start > len(view):
+            raise ValueError(f"a header of {size} bytes in a file of {len(view)}")
+        header = bytes(view[8:start])
+        layout = _cached_layout(header) if size <= CACHED_HEADER_BYTES else _parse_layout(header)
+        if start + layout.end != len(view):
+            raise ValueError(f"arrays of {layout.end} bytes where there are {len(view) - start}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError("a member is no valid safetensors file", where=where, why=str(error)) from None
+    return layout, start
+
+
+def _parse_layout(header: bytes) -> _Layout:
+    """Parse a safetensors header; refuse other dtypes, gaps, overlaps and keys that stand twice."""
+    table = json.loads(header, object_pairs_hook=_unique)
+    metadata = table.pop("__metadata__", {})
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("metadata that are no strings")
+    fields, end = [], 0
+    for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, stop) = np.dtype(DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+        if len(shape) > MAX_AXES or not all(type(number) is int and number >= 0 for number in (*shape, begin, stop)):
+            raise ValueError(f"'{name}' has shape {shape}")
+        if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"'{name}' does not fill its place")
+        fields.append(_Field(name, dtype, tuple(shape), begin))
+        end = stop
+    return _Layout(tuple(fields), end, metadata)
+
+
+# samples share few headers: those of fixed shapes are all the same
+_cached_layout = lru_cache(maxsize=4096)(_parse_layout)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key stands twice")
+    return table
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
@@ -82,11 +161,11 @@ def encode_json(value: Mapping[str, Any]) -> bytes:
         raise DataError("a sample's metadata cannot be written as JSON", why=str(error)) from None
 
 
-def decode_json(data: bytes, *, where: str) -> dict[str, Any]:
+def decode_json(data: bytes | memoryview, *, where: str) -> dict[str, Any]:
     """Return the JSON object in ``data``; raise `DataError` naming ``where`` if it is damaged."""
     try:
-        value = json.loads(data)
-    except ValueError as error:
+        value = json.loads(str(data, "utf-8"))
+    except (ValueError, RecursionError) as error:
         raise DataError("a member is no valid JSON", where=where, why=str(error)) from None
     if not isinstance(value, dict):
         raise DataError("a member is no JSON object", where=where)

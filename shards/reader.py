@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from shards.codecs import META, decode_arrays, decode_json, digest, member_name
 from shards.errors import DataError, suggest
-from shards.index import ABSENT, Index, read_index
-from shards.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
+from shards.layer import Layer
+from shards.manifest import Manifest
 from shards.schema import ModalitySpec, Sample
-from shards.sealed import sha256, verify
+from shards.store import LocalStore
 
 
 class Dataset:
     """A folder of shards, read by position or by id.
+
+    The arrays of a sample are views of the mapped shard: they cannot be written to, and need no copy.
 
     Parameters
     ----------
@@ -25,19 +26,34 @@ class Dataset:
         A folder that `shards.build` published.
     modalities : sequence of str, optional
         Read these alone; the bytes of the others are not touched. Default: all.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the manifest, the seal and the indices are on this host.
+    manifest : Manifest
+        What the data set holds.
+    modalities : dict of str to ModalitySpec
+        What is read.
+    ids : list of str
+        N sample ids.
+    shard_sizes : list of int
+        Samples a shard, in the order of the samples.
     """
 
     def __init__(self, folder: Path | str, modalities: Sequence[str] | None = None) -> None:
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
-        verify(self.folder, error=DataError, only=(MANIFEST,))
-        self.modalities = self._select(modalities)
-        self._indices = [self._open_index(entry) for entry in self.manifest.shards]
-        self.ids = [sample_id for index in self._indices for sample_id in index.ids]
+        self._base = Layer(LocalStore(Path(folder)))
+        self.folder = self._base.store.folder
+        self.manifest: Manifest = self._base.manifest
+        self.ids = self._base.ids
         self.shard_sizes = [entry.samples for entry in self.manifest.shards]
-        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        self._positions = {sample_id: position for position, sample_id in enumerate(self.ids)}
-        self._maps: dict[int, mmap.mmap] = {}
+        self._open(self.manifest.modalities if modalities is None else modalities)
+
+    def select(self, modalities: Sequence[str]) -> Dataset:
+        """Return the same data set, reading ``modalities`` alone; it shares the open files."""
+        chosen = copy.copy(self)
+        chosen._open(modalities)
+        return chosen
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,93 +63,57 @@ class Dataset:
 
     def __getitem__(self, position: int) -> Sample:
         """Read the sample at ``position``, verifying each member."""
-        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row = position - int(self._starts[shard])
-        meta = decode_json(self._member(shard, row, META) or b"", where=self._where(shard, row, META))
-        arrays = {}
-        for name in self.modalities:
-            data = self._member(shard, row, name) if self.modalities[name].kind != "text" else None
-            if data is not None:
-                arrays[name] = decode_arrays(data, where=self._where(shard, row, name))
-        return Sample(
-            id=meta["id"],
-            arrays=arrays,
-            text={name: text for name, text in meta["text"].items() if name in self.modalities},
-            labels=meta["labels"],
-            tags=meta["tags"],
-            group=meta["group"],
-        )
+        if not 0 <= position < len(self.ids):
+            raise IndexError(f"position {position} of {len(self.ids)} samples")
+        return self._base.read(position)
 
     def position(self, sample_id: str) -> int:
         """Return where a sample stands, or raise `DataError` with a suggestion."""
-        if sample_id not in self._positions:
-            raise DataError(f"there is no sample '{sample_id}'", where=self.folder, why=suggest(sample_id, self.ids))
-        return self._positions[sample_id]
+        try:
+            return self._base.positions[sample_id]
+        except KeyError:
+            raise DataError(
+                f"there is no sample '{sample_id}'", where=self.folder, why=suggest(sample_id, self.ids)
+            ) from None
 
     def positions(self, split: str, part: str) -> np.ndarray:
         """Return the positions of one part of a split, ascending."""
         parts = self.manifest.split(split).ids
         if part not in parts:
             raise DataError(f"split '{split}' has no part '{part}'", why=suggest(part, parts))
-        return np.sort([self._positions[sample_id] for sample_id in parts[part]]).astype(np.int64)
+        return np.sort([self.position(sample_id) for sample_id in parts[part]]).astype(np.int64)
 
     def presence(self, modality: str) -> np.ndarray:
-        """Return (N,) bool: which samples have an array modality, by the indices alone."""
-        columns = [index.size[:, index.parts.index(modality)] for index in self._indices]
-        return np.not_equal(np.concatenate(columns), ABSENT) if columns else np.zeros(0, dtype=bool)
+        """Return (N,) bool: which samples have a modality, by the indices alone."""
+        self._check(modality)
+        return self._base.presence(modality)
+
+    def lengths(self, axis: str) -> np.ndarray:
+        """Return (N,) int64: the length of a ragged axis in each sample, 0 where the modality is absent.
+
+        Parameters
+        ----------
+        axis : str
+            Modality and axis, for example ``crystal.edges``.
+        """
+        known = self._base.columns.axes
+        if axis not in known:
+            raise DataError(f"the data set has no ragged axis '{axis}'", where=self.folder, why=suggest(axis, known))
+        return self._base.lengths(axis)
 
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""
-        index = self._indices[shard]
-        return [
-            member_name(sample_id, part)
-            for sample_id, sizes in zip(index.ids, index.size, strict=True)
-            for part, size in zip(index.parts, sizes, strict=True)
-            if size != ABSENT
-        ]
+        return self._base.expected_members(shard)
 
-    def _select(self, names: Sequence[str] | None) -> dict[str, ModalitySpec]:
+    def _open(self, names: Collection[str]) -> None:
+        for name in names:
+            self._check(name)
+        self.modalities: dict[str, ModalitySpec] = {name: self.manifest.modalities[name] for name in names}
+        self._base = self._base.select(names)
+
+    def _check(self, modality: str) -> None:
         known = self.manifest.modalities
-        for name in names or ():
-            if name not in known:
-                raise DataError(f"the data set has no modality '{name}'", where=self.folder, why=suggest(name, known))
-        return {name: known[name] for name in (known if names is None else names)}
-
-    def _open_index(self, entry: ShardEntry) -> Index:
-        path = self.folder / entry.index
-        if path.is_file() and sha256(path) != entry.index_sha256:
-            raise DataError("the index of a shard is damaged", where=path, why="its sha256 is not the manifest's")
-        index = read_index(path)
-        if len(index.ids) != entry.samples:
-            raise DataError("the index of a shard contradicts the manifest", where=path)
-        return index
-
-    def _member(self, shard: int, row: int, part: str) -> bytes | None:
-        index = self._indices[shard]
-        column = index.parts.index(part)
-        size, offset = int(index.size[row, column]), int(index.offset[row, column])
-        if size == ABSENT:
-            return None
-        data = self._map(shard)[offset : offset + size]
-        if digest(data) != index.digest[row, column].tobytes():
+        if modality not in known:
             raise DataError(
-                "a member of a shard is damaged",
-                where=self._where(shard, row, part),
-                why="its digest is not the index's",
-                do=f"matloom shards verify {self.folder}",
+                f"the data set has no modality '{modality}'", where=self.folder, why=suggest(modality, known)
             )
-        return data
-
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            entry = self.manifest.shards[shard]
-            path = self.folder / entry.file
-            if not path.is_file() or path.stat().st_size != entry.bytes:
-                found = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
-                raise DataError("a shard is missing or truncated", where=path, why=f"{found}, not {entry.bytes}")
-            with path.open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
-
-    def _where(self, shard: int, row: int, part: str) -> str:
-        return f"{self.folder / self.manifest.shards[shard].file}: {self._indices[shard].ids[row]!r}, {part}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.codecs import DIGEST_BYTES, META, digest, encode_arrays, encode_json, member_name
 from shards.errors import DataError
-from shards.index import ABSENT, Index
+from shards.index import ABSENT, INDEX_SUFFIX, Columns, Index, ragged_lengths
 from shards.manifest import ShardEntry
 from shards.schema import ModalitySpec, Sample
 from shards.sealed import sha256
@@ -23,7 +23,7 @@ BLOCK = 512
 
 
 class ShardWriter:
-    """Write samples into numbered shards of a folder.
+    """Write samples into the shards of a folder.
 
     Parameters
     ----------
@@ -31,6 +31,9 @@ class ShardWriter:
         An existing folder.
     modalities : mapping of str to ModalitySpec
         Every sample is checked against it.
+    name : str, optional
+        Name of the first shard without its suffix; those after it are ``name-1``, ``name-2``, ... By default
+        the shards are ``shard-000000``, ``shard-000001``, ...
     shard_bytes, shard_samples : int
         A shard is closed once it reaches either.
     """
@@ -40,18 +43,25 @@ class ShardWriter:
         folder: Path,
         modalities: Mapping[str, ModalitySpec],
         *,
+        name: str | None = None,
         shard_bytes: int = 256 << 20,
         shard_samples: int = 1024,
     ) -> None:
-        self.folder, self.modalities = folder, dict(modalities)
+        self.folder, self.modalities, self.name = folder, dict(modalities), name
         self.shard_bytes, self.shard_samples = shard_bytes, shard_samples
-        self.parts = [META, *sorted(self.modalities)]
+        self.columns = Columns.of(self.modalities)
         self.entries: list[ShardEntry] = []
         self._seen: set[str] = set()
         self._tar: tarfile.TarFile | None = None
 
     def write(self, sample: Sample) -> None:
-        """Append one sample; raise `DataError` for a duplicate id or a value that contradicts the schema."""
+        """Append one sample, or raise `DataError` and leave the shard as it was.
+
+        Raises
+        ------
+        DataError
+            For an id that was written before, or a value that contradicts the schema.
+        """
         if sample.id in self._seen:
             raise DataError("two samples have the same id", where=sample.id, do="make the ids unique")
         unknown = sample.modalities - set(self.modalities)
@@ -61,40 +71,49 @@ class ShardWriter:
             value = sample.value(name)
             assert value is not None
             self.modalities[name].check(value, where=sample.id)
+        members = {META: encode_json(_meta(sample))}
+        members |= {name: encode_arrays(arrays) for name, arrays in sample.arrays.items()}
+        names = {part: member_name(sample.id, part) for part in members}
         self._seen.add(sample.id)
-        self._write_members(sample)
+        self._append(sample, members, names)
 
     def close(self) -> list[ShardEntry]:
         """Finish the last shard and return the entries of all of them."""
         self._finish()
         return self.entries
 
-    def _write_members(self, sample: Sample) -> None:
+    def _append(self, sample: Sample, members: Mapping[str, bytes], names: Mapping[str, str]) -> None:
         tar = self._tar or self._start()
-        members = {META: encode_json(_meta(sample))}
-        members |= {name: encode_arrays(arrays) for name, arrays in sample.arrays.items()}
-        offset = np.zeros(len(self.parts), np.int64)
-        size = np.full(len(self.parts), ABSENT, np.int64)
-        digests = np.zeros((len(self.parts), DIGEST_BYTES), np.uint8)
-        for column, part in enumerate(self.parts):
+        parts, axes, texts = self.columns.parts, self.columns.axes, self.columns.texts
+        offset = np.zeros(len(parts), np.int64)
+        size = np.full(len(parts), ABSENT, np.int64)
+        digests = np.zeros((len(parts), DIGEST_BYTES), np.uint8)
+        for column, part in enumerate(parts):
             if part not in members:
                 continue
             data = members[part]
-            info = tarfile.TarInfo(member_name(sample.id, part))
+            info = tarfile.TarInfo(names[part])
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
             offset[column] = tar.offset - -(-len(data) // BLOCK) * BLOCK
             size[column] = len(data)
             digests[column] = np.frombuffer(digest(data), np.uint8)
+        lengths = ragged_lengths(sample, self.modalities)
         self._ids.append(sample.id)
-        self._rows.append((offset, size, digests))
+        length = np.array([lengths.get(axis, ABSENT) for axis in axes], np.int32)
+        text = np.array([name in sample.text for name in texts], bool)
+        self._rows.append((offset, size, digests, length, text))
         if tar.offset >= self.shard_bytes or len(self._ids) >= self.shard_samples:
             self._finish()
 
     def _start(self) -> tarfile.TarFile:
         self._ids: list[str] = []
-        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._path = self.folder / f"shard-{len(self.entries):06d}.tar"
+        self._rows: list[tuple[np.ndarray, ...]] = []
+        number = len(self.entries)
+        name = f"shard-{number:06d}"
+        if self.name is not None:
+            name = f"{self.name}-{number}" if number else self.name
+        self._path = self.folder / f"{name}.tar"
         self._tar = tarfile.open(self._path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  closed in _finish
         return self._tar
 
@@ -103,9 +122,9 @@ class ShardWriter:
             return
         self._tar.close()
         self._tar = None
-        offset, size, digests = (np.stack(column) for column in zip(*self._rows, strict=True))
-        index_path = self._path.with_suffix(".index.safetensors")
-        Index(self._ids, self.parts, offset, size, digests).save(index_path)
+        columns = [np.stack(column) for column in zip(*self._rows, strict=True)]
+        index_path = self._path.with_suffix(INDEX_SUFFIX)
+        Index(self._ids, self.columns, *columns).save(index_path)
         self.entries.append(
             ShardEntry(
                 file=self._path.name,

@@ -1,0 +1,80 @@
+"""Where the bytes of a data set come from: a folder of this host, read by mmap."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from shards.errors import DataError
+from shards.manifest import ShardEntry
+
+
+class Store(Protocol):
+    """Access to the files of one data set.
+
+    Attributes
+    ----------
+    folder : Path
+        A local folder with the manifest, the seal and the indices.
+    location : str
+        The data set as the user named it, without credentials; for messages.
+    """
+
+    folder: Path
+    location: str
+
+    def shard(self, entry: ShardEntry) -> memoryview | None:
+        """Return a whole shard, or None where there is no room for it and it must be read in parts."""
+        ...
+
+    def part(self, entry: ShardEntry, start: int, stop: int, check: Callable[[bytes], bool]) -> bytes:
+        """Return the bytes ``start`` to ``stop`` of a shard, read again where ``check`` refuses them."""
+        ...
+
+    def prefetch(self, entries: Sequence[ShardEntry], order: Sequence[int]) -> None:
+        """Start to fetch shards; ``order`` gives the shard (number in ``entries``) of each coming read."""
+        ...
+
+    def close(self) -> None:
+        """Give back files, threads and connections; what was read stays valid."""
+        ...
+
+
+class LocalStore:
+    """A folder on the file systems of this host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.location = str(folder)
+        self._views: dict[str, memoryview] = {}
+        self._lock = threading.Lock()
+
+    def shard(self, entry: ShardEntry) -> memoryview:
+        """Return a whole shard, mapped; its pages are read when they are looked at."""
+        view = self._views.get(entry.file)
+        if view is None:
+            with self._lock:
+                view = self._views.setdefault(entry.file, self._map(entry))
+        return view
+
+    def part(self, entry: ShardEntry, start: int, stop: int, check: Callable[[bytes], bool]) -> bytes:
+        """Return the bytes ``start`` to ``stop`` of a shard."""
+        return bytes(self.shard(entry)[start:stop])
+
+    def prefetch(self, entries: Sequence[ShardEntry], order: Sequence[int]) -> None:
+        """Do nothing: the files are here."""
+
+    def close(self) -> None:
+        """Let go of the maps; each is closed once no array looks into it any more."""
+        self._views.clear()
+
+    def _map(self, entry: ShardEntry) -> memoryview:
+        path = self.folder / entry.file
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
+            raise DataError("a shard is missing or truncated", where=path, why=f"{found}, not {entry.bytes}")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
