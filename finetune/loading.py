@@ -17,7 +17,7 @@ from finetune.registry import resolve
 from pretrain.export import Export, read_export
 from pretrain.model import MultimodalModel
 from shards.batch import collate, collate_modality
-from shards.build import to_sample
+from shards.chunks import to_sample
 from shards.errors import ConfigError, DataError, suggest
 from shards.features import feature
 from shards.schema import ModalitySpec, Sample

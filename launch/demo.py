@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.progress import build_with_progress
 from launch.start import HERE, deepspeed_command, environment, finetune_command, ranks_here, run
 from launch.tables import console, table
 from shards.errors import ConfigError, MatloomError
 
 RECIPES = HERE.parent / "recipes"
 MODEL = "models:/demo@champion"
-SOURCE = "embedded:dft_crystals"
+SOURCE = "dft_crystals"
 TARGETS = {"formation_energy_ev_per_atom": "demo-formation-energy", "band_gap_ev": "demo-band-gap"}
 EXAMPLE = "GaN_wurtzite"
 MARK = ".matloom-demo"
@@ -53,11 +52,13 @@ class Demo:
 
     def build(self) -> None:
         """Build the shards and show what they hold."""
+        from launch.progress import build_with_progress
         from launch.tables import print_summary
+        from shards.build_recipe import embedded_recipe
         from shards.reader import Dataset
         from shards.summary import summarize
 
-        build_with_progress(SOURCE, self.shards, 0)
+        build_with_progress(embedded_recipe(SOURCE), self.shards)
         print_summary(summarize(Dataset(self.shards)))
 
     def pretrain(self) -> None:

@@ -8,21 +8,12 @@ from typing import Annotated
 
 import typer
 
+from launch.shards_build import shards_build
+
 shards_app = typer.Typer(help="Build, inspect and verify data sets.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-@shards_app.command("build")
-def shards_build(
-    source: Annotated[str, typer.Argument(help="embedded:NAME")],
-    out: Annotated[Path, typer.Argument(help="Target folder.")],
-    workers: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
-) -> None:
-    """Build a data set from a source."""
-    from launch.progress import build_with_progress
-
-    manifest = build_with_progress(source, out, workers)
-    typer.echo(f"{out}: {manifest.samples} samples in {len(manifest.shards)} shards")
+shards_app.command("build")(shards_build)
 
 
 @shards_app.command("inspect")

@@ -1,187 +1,259 @@
-"""Building a data set: records through feature steps into a sealed folder of shards."""
+"""Building a data set: a source through feature steps into a sealed folder of shards."""
 
 from __future__ import annotations
 
-import math
-import multiprocessing
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
+from shards.chunks import Chunk, ChunkReport, build_chunk, finished
 from shards.errors import DataError
+from shards.executors import compute
 from shards.features.base import Feature
-from shards.manifest import MANIFEST, LabelStats, Manifest, Split
-from shards.schema import Sample
+from shards.manifest import FORMAT, MANIFEST, LabelStats, Manifest
 from shards.sealed import sealing
-from shards.sources.base import Record
-from shards.splits import group_split
-from shards.writer import ShardWriter
+from shards.sources.base import Item, Record, Source
+from shards.splits import SampleInfo, SplitPlan, make_split
 
-LIBRARIES = ("numpy", "pymatgen", "safetensors")
+LIBRARIES = ("numpy", "pymatgen", "rdkit", "robocrys", "safetensors", "spglib")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPlan:
-    """How to divide a data set: ``by`` is ``id``, ``group`` or a tag; see `shards.splits.group_split`."""
+class Progress:
+    """How far a build is.
 
-    by: str
-    fractions: tuple[tuple[str, float], ...] = (("train", 0.7), ("val", 0.1), ("test", 0.2))
-    seed: int = 0
+    Attributes
+    ----------
+    done, total : int, int or None
+        Records that were read, and how many there are, where that is known.
+    quarantined, reused : int
+        Records that were refused, and those that an earlier try had finished.
+    """
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A record after its feature steps: a sample, or the reason why there is none."""
-
-    id: str
-    sample: Sample | None
-    reason: str = ""
-
-
-def to_sample(record: Record, features: Mapping[str, Feature]) -> Sample:
-    """Run every feature step on a record; raise `DataError` where one refuses it."""
-    arrays, text = {}, {}
-    for name, feature in features.items():
-        value = feature(record)
-        if isinstance(value, str):
-            text[name] = value
-        elif value is not None:
-            arrays[name] = dict(value)
-    return Sample(
-        id=record.id,
-        arrays=arrays,
-        text=text,
-        labels={name: float(value) for name, value in record.labels.items()},
-        tags=record.tags,
-        group=record.group or record.id,
-    )
+    done: int
+    total: int | None
+    quarantined: int
+    reused: int
 
 
 def build(
-    records: Iterable[Record],
+    source: Source | Iterable[Record],
     features: Mapping[str, Feature],
     out: Path,
     *,
     name: str,
-    source: str = "",
     splits: Mapping[str, SplitPlan] | None = None,
     workers: int = 1,
-    shard_samples: int = 1024,
+    scheduler: str | None = None,
+    shard_samples: int = 256,
+    shard_bytes: int = 256 << 20,
     max_quarantined: float = 0.05,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
-    """Build a data set, the same for any number of workers, and publish it as a sealed folder.
+    """Build a data set and publish it as a sealed folder; its bytes do not depend on who computed them.
+
+    A build of a `Source` that was killed leaves its finished shards beside ``out``; the same call goes on
+    from them, and computes anew what belongs to records or settings that have changed since.
 
     Parameters
     ----------
-    records : iterable of Record
-        Source records, read once, in order.
+    source : Source, or iterable of Record
+        Where the records come from. An iterable is read once, in order, and cannot be resumed.
     features : mapping of str to Feature
         Modality name to the step that computes it.
-    out, name, source : Path, str, str
-        Target folder (an earlier data set is replaced when the new one is complete), name, origin.
+    out, name : Path, str
+        Target folder (an earlier data set is replaced when the new one is complete), and name.
     splits : mapping of str to SplitPlan, optional
         Divisions to store.
-    shard_samples, max_quarantined : int, float
-        Samples a shard; share of records that may be left out because a feature step refused them.
-    workers, progress : int, callable
-        Processes that compute features; what is called with the number of records done.
+    workers, scheduler : int, str, optional
+        Local processes, or the address of a Dask scheduler; see `shards.executors.compute`.
+    shard_samples, shard_bytes : int
+        Records a shard; bytes after which it is continued in another file.
+    max_quarantined : float
+        Share of records that may be refused before the build stops.
+    progress : callable, optional
+        Called after each shard.
 
     Raises
     ------
     DataError
-        Where more than ``max_quarantined`` of the records were refused, or no sample is left.
+        Where more than ``max_quarantined`` of the records were refused, no sample is left, two records have
+        one id, or another process is building the same folder.
     """
-    specs = {modality: feature.spec(modality) for modality, feature in features.items()}
-    tally = _Tally()
-    with sealing(out) as stage:
-        writer = ShardWriter(stage, specs, shard_samples=shard_samples)
-        for done, outcome in enumerate(_outcomes(records, features, workers), start=1):
-            if outcome.sample is not None:
-                writer.write(outcome.sample)
-            tally.add(outcome)
-            if progress is not None:
-                progress(done)
-        tally.check(max_quarantined)
-        manifest = Manifest(
-            name=name,
-            modalities=specs,
-            shards=writer.close(),
-            samples=len(tally.groups),
-            coverage={modality: tally.coverage[modality] for modality in specs},
-            labels={label: _statistics(values) for label, values in sorted(tally.labels.items())},
-            splits={key: _split(tally.groups, plan) for key, plan in (splits or {}).items()},
-            quarantined=tally.quarantined,
-            libraries={library: version(library) for library in LIBRARIES},
-            source=source,
+    plans = dict(splits or {})
+    works = _listed(source) if isinstance(source, Source) else source
+    tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(out), sealing(out, resume=True) as stage:
+        template = Chunk(
+            number=0,
+            stage=stage.resolve(),
+            features=features,
+            source=source if isinstance(source, Source) else None,
+            shard_bytes=shard_bytes,
+            with_prototype=any(plan.by == "prototype" for plan in plans.values()),
+            settings=_settings(source, features),
         )
+        for report, reused in _reports(_chunks(template, works, shard_samples), workers, scheduler):
+            tally.add(report, reused=reused)
+            if progress is not None:
+                progress(tally.progress)
+        manifest = tally.manifest(name, source, features, plans)
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        _keep_only(stage, manifest)
     return manifest
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the right to build ``out``, or raise `DataError`."""
+    path = out.parent / f".{out.name}.lock"
+    try:
+        with FileLock(path, timeout=0):
+            yield
+            path.unlink(missing_ok=True)
+    except Timeout:
+        raise DataError("another process is building this data set", where=out, do="wait for it to end") from None
+
+
+def _listed(source: Source) -> list[Item]:
+    items = list(source.items())
+    _refuse_twins(item.id for item in items)
+    return items
+
+
+def _refuse_twins(ids: Iterable[str]) -> None:
+    twins = [sample_id for sample_id, count in Counter(ids).items() if count > 1]
+    if twins:
+        shown = ", ".join(map(repr, twins[:5]))
+        raise DataError(f"{len(twins)} times, records have the same id", where=shown, do="make the ids unique")
+
+
+def _settings(source: Source | Iterable[Record], features: Mapping[str, Feature]) -> str:
+    """What the bytes of every chunk depend on beside its own items."""
+    origin = source.model_dump(mode="json") if isinstance(source, Source) else {}
+    specs = {name: feature.spec(name).model_dump(mode="json") for name, feature in features.items()}
+    return json.dumps([FORMAT, origin, specs, library_versions()], sort_keys=True)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what the bytes of a data set depend on, as far as it is installed."""
+    found = {}
+    for library in ("matloom", *LIBRARIES):
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _chunks(template: Chunk, works: Iterable[Item] | Iterable[Record], size: int) -> Iterator[Chunk]:
+    remaining, number = iter(works), 0
+    while part := tuple(islice(remaining, size)):
+        given = {"items": part} if isinstance(part[0], Item) else {"records": part}
+        yield replace(template, number=number, **given)
+        number += 1
+
+
+def _reports(chunks: Iterable[Chunk], workers: int, scheduler: str | None) -> Iterator[tuple[ChunkReport, bool]]:
+    """Yield the report of each chunk, and whether an earlier try had finished it."""
+    ready: list[ChunkReport] = []
+
+    def unfinished() -> Iterator[Chunk]:
+        for chunk in chunks:
+            report = finished(chunk)
+            if report is None:
+                yield chunk
+            else:
+                ready.append(report)
+
+    for report in compute(build_chunk, unfinished(), workers=workers, scheduler=scheduler):
+        while ready:
+            yield ready.pop(), True
+        yield report, False
+    for report in ready:
+        yield report, True
 
 
 @dataclass
 class _Tally:
-    """What the manifest says of the samples, collected as they are written."""
+    """The chunks that are finished, and when to stop."""
 
-    quarantined: dict[str, str] = field(default_factory=dict)
-    coverage: Counter[str] = field(default_factory=Counter)
-    labels: dict[str, list[float]] = field(default_factory=dict)
-    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    limit: float
+    total: int | None
+    reports: list[ChunkReport] = field(default_factory=list)
+    done: int = 0
+    quarantined: int = 0
+    reused: int = 0
 
-    def add(self, outcome: Outcome) -> None:
-        """Count a sample, or keep the reason why there is none."""
-        sample = outcome.sample
-        if sample is None:
-            self.quarantined[outcome.id] = outcome.reason
-            return
-        self.coverage.update(sample.modalities)
-        self.groups[sample.id] = {**sample.tags, "id": sample.id, "group": sample.group}
+    def add(self, report: ChunkReport, *, reused: bool) -> None:
+        """Count a chunk; stop a build that has more refused records than the whole of it may have."""
+        self.reports.append(report)
+        self.done += report.size
+        self.quarantined += len(report.quarantined)
+        self.reused += report.size if reused else 0
+        if self.total is not None and self.quarantined > self.limit * self.total:
+            self._stop()
+
+    @property
+    def progress(self) -> Progress:
+        """How far the build is."""
+        return Progress(done=self.done, total=self.total, quarantined=self.quarantined, reused=self.reused)
+
+    def manifest(
+        self,
+        name: str,
+        source: Source | Iterable[Record],
+        features: Mapping[str, Feature],
+        plans: Mapping[str, SplitPlan],
+    ) -> Manifest:
+        """Return the manifest of all chunks, or raise `DataError` where they are no data set."""
+        if self.done == self.quarantined or self.quarantined > self.limit * self.done:
+            self._stop()
+        self.reports.sort(key=lambda report: report.number)
+        samples = [sample for report in self.reports for sample in report.samples]
+        _refuse_twins(sample.id for sample in samples)
+        coverage: Counter[str] = Counter()
+        for report in self.reports:
+            coverage.update(report.coverage)
+        return Manifest(
+            name=name,
+            modalities={modality: feature.spec(modality) for modality, feature in features.items()},
+            shards=[entry for report in self.reports for entry in report.entries],
+            samples=len(samples),
+            coverage={modality: coverage[modality] for modality in features},
+            labels=_label_statistics(samples),
+            splits={key: make_split(plan, samples) for key, plan in plans.items()},
+            quarantined=dict(pair for report in self.reports for pair in report.quarantined),
+            libraries=library_versions(),
+            source=source.model_dump(mode="json") if isinstance(source, Source) else {},
+        )
+
+    def _stop(self) -> None:
+        refused = [pair for report in self.reports for pair in report.quarantined]
+        example = refused[0] if refused else (None, "the source is empty")
+        raise DataError(
+            f"{self.quarantined} of {self.total or self.done} records were refused, more than {self.limit:.0%}",
+            where=example[0],
+            why=example[1],
+            do="mend the source, or allow more by max_quarantined",
+        )
+
+
+def _label_statistics(samples: Iterable[SampleInfo]) -> dict[str, LabelStats]:
+    values: dict[str, list[float]] = {}
+    for sample in samples:
         for label, value in sample.labels.items():
-            self.labels.setdefault(label, []).append(value)
-
-    def check(self, limit: float) -> None:
-        """Raise `DataError` where more than ``limit`` of the records were refused, or none is left."""
-        total = len(self.groups) + len(self.quarantined)
-        if not self.groups or len(self.quarantined) > limit * total:
-            example = next(iter(self.quarantined.items()), ("none", "the source is empty"))
-            raise DataError(
-                f"{len(self.quarantined)} of {total} records were refused, more than {limit:.0%}",
-                where=example[0],
-                why=example[1],
-                do="mend the source, or allow more by max_quarantined",
-            )
-
-
-def _outcome(job: tuple[Record, Mapping[str, Feature]]) -> Outcome:
-    record, features = job
-    try:
-        sample = to_sample(record, features)
-        unknown = sorted(name for name, value in sample.labels.items() if not math.isfinite(value))
-        if unknown:
-            raise DataError(f"labels {unknown} are not finite", where=record.id, do="leave unknown labels out")
-        for name, feature in features.items():
-            value = sample.value(name)
-            if value is not None:
-                feature.spec(name).check(value, where=record.id)
-    except DataError as error:
-        return Outcome(record.id, None, str(error))
-    return Outcome(record.id, sample)
-
-
-def _outcomes(records: Iterable[Record], features: Mapping[str, Feature], workers: int) -> Iterator[Outcome]:
-    jobs = ((record, features) for record in records)
-    if workers <= 1:
-        yield from map(_outcome, jobs)
-        return
-    # spawn: a forked child of a process that has threads may hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_outcome, jobs, chunksize=8)
+            values.setdefault(label, []).append(value)
+    return {label: _statistics(values[label]) for label in sorted(values)}
 
 
 def _statistics(values: list[float]) -> LabelStats:
@@ -189,9 +261,9 @@ def _statistics(values: list[float]) -> LabelStats:
     return LabelStats(count=len(values), mean=array.mean(), std=array.std(), min=array.min(), max=array.max())
 
 
-def _split(groups: Mapping[str, Mapping[str, str]], plan: SplitPlan) -> Split:
-    missing = next((sample_id for sample_id, tags in groups.items() if plan.by not in tags), None)
-    if missing is not None:
-        raise DataError(f"a sample has no tag '{plan.by}' to split by", where=missing)
-    by_id = {sample_id: tags[plan.by] for sample_id, tags in groups.items()}
-    return group_split(by_id, by=plan.by, fractions=dict(plan.fractions), seed=plan.seed)
+def _keep_only(stage: Path, manifest: Manifest) -> None:
+    """Remove reports of chunks, and what a try with other settings left behind."""
+    known = {MANIFEST} | {file for entry in manifest.shards for file in (entry.file, entry.index)}
+    for path in stage.iterdir():
+        if path.name not in known:
+            path.unlink()

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import xxhash
 from filelock import FileLock
 
-from shards.build import LIBRARIES, SplitPlan, build
+from shards.build import Progress, library_versions
+from shards.build_recipe import embedded_recipe, run_build
 from shards.embedded import names
 from shards.errors import DataError, suggest
-from shards.features import feature
-from shards.manifest import MANIFEST, Manifest
-from shards.sources.embedded import embedded_records
+from shards.manifest import FORMAT, MANIFEST, Manifest
 
 EMBEDDED = "embedded:"
-FEATURES = {name: feature({"step": name}) for name in ("crystal", "dos", "charge_density", "text", "xrd")}
-SPLITS = {"chemical_system": SplitPlan(by="chemical_system")}
 
 
 def cache_folder() -> Path:
@@ -28,20 +24,10 @@ def cache_folder() -> Path:
 
 
 def build_embedded(
-    name: str, out: Path, *, workers: int = 1, seed: int = 0, progress: Callable[[int], None] | None = None
+    name: str, out: Path, *, workers: int = 1, seed: int = 0, progress: Callable[[Progress], None] | None = None
 ) -> Manifest:
     """Build the shards of an embedded data set, split by chemical system 70 / 10 / 20."""
-    return build(
-        embedded_records(name),
-        FEATURES,
-        out,
-        name=name,
-        source=f"{EMBEDDED}{name}",
-        splits={key: SplitPlan(by=plan.by, fractions=plan.fractions, seed=seed) for key, plan in SPLITS.items()},
-        workers=workers,
-        shard_samples=128,
-        progress=progress,
-    )
+    return run_build(embedded_recipe(name, seed=seed), out, workers=workers, progress=progress)
 
 
 def locate(path: str) -> Path:
@@ -72,6 +58,6 @@ def _cached(name: str) -> Path:
     """Return the cache folder of an embedded set, another one for other data, features or libraries."""
     if name not in names():
         raise DataError(f"there is no embedded data set '{name}'", why=suggest(name, names()))
-    made_by = [version(library) for library in ("matloom", *LIBRARIES)]
-    specs = [step.spec(modality).model_dump_json() for modality, step in FEATURES.items()]
-    return cache_folder() / "shards" / f"{name}-{xxhash.xxh64_hexdigest(repr([made_by, specs]).encode())}"
+    specs = [step.spec(modality).model_dump_json() for modality, step in embedded_recipe(name).features().items()]
+    key = xxhash.xxh64_hexdigest(repr([FORMAT, library_versions(), specs]).encode())
+    return cache_folder() / "shards" / f"{name}-{key}"

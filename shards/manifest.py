@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -10,7 +11,7 @@ from shards.errors import DataError, suggest
 from shards.schema import ModalitySpec, Strict
 
 MANIFEST = "manifest.json"
-FORMAT = "matloom-shards-1"
+FORMAT = "matloom-shards-2"
 # a file of the data set's own folder: no path leads out of it
 FILE_NAME = r"^\w[\w.-]*$"
 
@@ -42,20 +43,33 @@ class Split(Strict):
     Attributes
     ----------
     by : str
-        What is kept together: ``id``, ``group`` or the name of a tag such as ``chemical_system``.
+        What it goes by, as in `shards.splits.SplitPlan`.
     seed : int
         Seed of the division.
+    parameters : dict
+        The other parameters of its plan.
     ids : dict of str to list of str
         Part (``train``, ``val``, ``test``) to sample ids.
     """
 
     by: str
     seed: int
+    parameters: dict[str, Any] = {}
     ids: dict[str, list[str]]
 
 
+class OverlayOf(Strict):
+    """The data set that an overlay adds modalities to: its name, and the sha256 of its manifest."""
+
+    name: str
+    sha256: str
+
+
 class Manifest(Strict):
-    """Everything about a data set but the samples themselves."""
+    """Everything about a data set but the samples themselves.
+
+    An overlay holds further modalities of some samples of another data set, under the same ids.
+    """
 
     format: str = FORMAT
     name: str
@@ -67,7 +81,8 @@ class Manifest(Strict):
     splits: dict[str, Split] = {}
     quarantined: dict[str, str] = {}
     libraries: dict[str, str] = {}
-    source: str = ""
+    source: dict[str, Any] = {}
+    overlay_of: OverlayOf | None = None
 
     def split(self, name: str) -> Split:
         """Return a split by name, or raise `DataError` with a suggestion."""

@@ -65,11 +65,12 @@ def recover(target: Path) -> None:
 
 
 @contextmanager
-def sealing(target: Path) -> Iterator[Path]:
+def sealing(target: Path, *, resume: bool = False) -> Iterator[Path]:
     """Stage a new sealed folder: yields the folder to write into and publishes it without an error.
 
     An earlier folder at ``target`` is replaced only once the new one is complete, and only if it is a
-    sealed one: a folder that this project did not write is never touched.
+    sealed one: a folder that this project did not write is never touched. With ``resume`` the staging
+    folder still holds what an earlier try, which was killed, left in it.
     """
     recover(target)
     if target.exists() and not (target / SEAL).is_file() and (not target.is_dir() or any(target.iterdir())):
@@ -77,8 +78,9 @@ def sealing(target: Path) -> Iterator[Path]:
             "this would replace something that is no sealed folder", where=target, do="name another folder"
         )
     stage = staging(target)
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
+    if not resume:
+        shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True, exist_ok=resume)
     yield stage
     publish(target)
 

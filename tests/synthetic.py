@@ -127,6 +127,6 @@ def records(count: int = 60) -> Iterator[Record]:
 def build_toy(folder: Path, *, count: int = 60, workers: int = 1, shard_samples: int = 16) -> Manifest:
     """Build the data set."""
     return build(
-        records(count), FEATURES, folder, name="toy", source="tests", splits=SPLITS, workers=workers,
+        records(count), FEATURES, folder, name="toy", splits=SPLITS, workers=workers,
         shard_samples=shard_samples,
     )  # fmt: skip

@@ -1,0 +1,65 @@
+"""``matloom shards build``: any source into shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def shards_build(
+    source: Annotated[str, typer.Argument(help="Build recipe (.toml), or KIND:PATH, for example structures:cifs.")],
+    out: Annotated[Path, typer.Argument(help="Target folder.")],
+    feature: Annotated[
+        list[str], typer.Option(help="Feature step of a modality (with KIND:PATH); several may be given.")
+    ] = [],  # noqa: B006  typer copies it
+    set_: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")] = [],  # noqa: B006
+    workers: Annotated[int, typer.Option(min=0, help="Local processes; 0 = one a core.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Compute on the workers of a Dask scheduler.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and count the records.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Build a data set. The same command goes on with a build that was killed."""
+    from shards.build_recipe import load_build_recipe, short_recipe
+
+    path = Path(source)
+    from_file = path.suffix in {".toml", ".json"} and path.is_file()
+    recipe = load_build_recipe(path, set_) if from_file else short_recipe(source, feature, set_)
+    folder = path.parent if from_file else Path()
+    if dry_run:
+        records = sum(1 for _ in recipe.opened(folder).items())
+        typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "records": records}, indent=1))
+        return
+    from launch.progress import build_with_progress
+
+    began = time.perf_counter()
+    manifest, state = build_with_progress(recipe, out, folder=folder, workers=workers, scheduler=scheduler)
+    seconds = time.perf_counter() - began
+    fresh = state.done - state.reused if state else 0
+    report = {
+        "folder": str(out),
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "quarantined": manifest.quarantined,
+        "reused": state.reused if state else 0,
+        "seconds": round(seconds, 1),
+        "records_per_second": round(fresh / seconds, 1),
+    }
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+        return
+    typer.echo(
+        f"{out}: {report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB, "  # type: ignore[operator]
+        f"{seconds:.1f} s, {report['records_per_second']} records/s, {report['reused']} reused of an earlier try"
+    )
+    reasons = Counter(reason.splitlines()[0] for reason in manifest.quarantined.values())
+    for reason, count in reasons.most_common(10):
+        example = next(i for i, text in manifest.quarantined.items() if text.startswith(reason))
+        typer.echo(f"quarantined {count}: {reason} (first: {example})")

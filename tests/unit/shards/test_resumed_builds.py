@@ -1,0 +1,169 @@
+"""A build's bytes do not depend on who computed them, and a killed build goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.build import Progress, build
+from shards.errors import ConfigError, DataError
+from shards.reader import Dataset
+from shards.sealed import staging
+from shards.splits import SplitPlan
+from tests.counting_source import CountingSource
+from tests.synthetic import FEATURES
+
+SPLITS = {"random": SplitPlan(by="id")}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def built(folder: Path, source: CountingSource, **options: Any) -> dict[str, str]:
+    build(source, FEATURES, folder, name="toy", splits=SPLITS, shard_samples=8, **options)
+    return hashes(folder)
+
+
+def reads(log: Path) -> list[str]:
+    return log.read_text().split() if log.exists() else []
+
+
+def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    source = CountingSource(count=50, log=tmp_path / "log", bad=(7, 23))
+    alone = built(tmp_path / "one", source)
+    assert built(tmp_path / "two", source, workers=2) == alone
+    assert built(tmp_path / "three", source, workers=3) == alone
+    dataset = Dataset(tmp_path / "one")
+    assert len(dataset) == 48
+    assert set(dataset.manifest.quarantined) == {"item-7", "item-23"}
+    assert [sample.id for sample in dataset] == [f"item-{i}" for i in range(50) if i not in (7, 23)]
+
+
+def test_the_bytes_are_the_same_on_a_dask_cluster(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="extra 'dask' is not installed")
+    source = CountingSource(count=50, log=tmp_path / "log", bad=(7,))
+    alone = built(tmp_path / "one", source)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        assert built(tmp_path / "cluster", source, scheduler=cluster.scheduler_address) == alone
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="extra 'dask' is not installed")
+    monkeypatch.setattr("shards.executors.CONNECT_SECONDS", 1)
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1"):
+        built(tmp_path / "set", CountingSource(count=5, log=tmp_path / "log"), scheduler="tcp://127.0.0.1:1")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from shards.build import build
+from tests.counting_source import CountingSource
+from tests.synthetic import FEATURES
+from tests.unit.shards.test_resumed_builds import SPLITS
+source = CountingSource(count=50, log=Path(sys.argv[1]), hang_at=35)
+if __name__ == "__main__":
+    build(source, FEATURES, Path(sys.argv[2]), name="toy", splits=SPLITS, shard_samples=8, workers=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_build_goes_on_without_redoing_finished_shards(tmp_path: Path, workers: int) -> None:
+    script, log, out = tmp_path / "killed.py", tmp_path / "log", tmp_path / "set"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(log), str(out), str(workers)], env=environment, start_new_session=True
+    )
+    give_up = time.monotonic() + 120
+    while "item-35" not in reads(log) and time.monotonic() < give_up:
+        assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    finished = {path.name for path in staging(out).glob("chunk-*.json")}
+    assert "chunk-000000.json" in finished and "chunk-000004.json" not in finished
+    before = len(reads(log))
+    states: list[Progress] = []
+    resumed = built(out, CountingSource(count=50, log=log), workers=workers, progress=states.append)
+    again = reads(log)[before:]
+    kept = {int(name[6:12]) for name in finished}
+    assert sorted(again, key=lambda name: int(name[5:])) == [f"item-{i}" for i in range(50) if i // 8 not in kept]
+    assert states[-1].reused == 8 * len(kept) and states[-1].done == states[-1].total == 50
+    assert resumed == built(tmp_path / "fresh", CountingSource(count=50, log=log))
+    assert not staging(out).exists() and not list(tmp_path.glob(".*.lock"))
+
+
+def stopped(folder: Path, log: Path, **options: Any) -> None:
+    """A build whose first shards are finished and which then stops, for lack of a library."""
+    with pytest.raises(ConfigError, match="on purpose"):
+        built(folder, CountingSource(count=50, log=log, fail_at=35, **options))
+    log.unlink()
+
+
+def test_a_record_that_changed_is_read_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    stopped(tmp_path / "set", log)
+    built(tmp_path / "set", CountingSource(count=50, log=log, changed=(9,)))
+    assert {int(name[5:]) for name in reads(log)} == {*range(8, 16), *range(32, 50)}
+
+
+def test_a_finished_shard_that_was_damaged_is_made_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    stopped(tmp_path / "set", log)
+    path = staging(tmp_path / "set") / "shard-000002.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    built(tmp_path / "set", CountingSource(count=50, log=log))
+    assert {int(name[5:]) for name in reads(log)} == {*range(16, 24), *range(32, 50)}
+
+
+def test_other_settings_make_everything_anew_and_leave_nothing_behind(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    stopped(tmp_path / "set", log)
+    source = CountingSource(count=50, log=log)
+    build(source, FEATURES, tmp_path / "set", name="toy", splits=SPLITS, shard_samples=20)
+    assert len(reads(log)) == 50
+    build(source, FEATURES, tmp_path / "fresh", name="toy", splits=SPLITS, shard_samples=20)
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "fresh")
+
+
+def test_a_record_that_upsets_a_library_is_quarantined(tmp_path: Path) -> None:
+    source = CountingSource(count=50, log=tmp_path / "log", crash=(3,))
+    build(source, FEATURES, tmp_path / "set", name="toy")
+    reason = Dataset(tmp_path / "set").manifest.quarantined["item-3"]
+    assert "ZeroDivisionError" in reason
+
+
+def test_the_build_stops_as_soon_as_too_many_are_refused(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(DataError, match="of 50 records were refused, more than 5%"):
+        built(tmp_path / "set", CountingSource(count=50, log=log, bad=(1, 2, 3)))
+    assert len(reads(log)) == 8
+
+
+def test_two_items_with_one_id_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(DataError, match="same id"):
+        built(tmp_path / "set", CountingSource(count=50, log=log, twin=True))
+    assert not reads(log)
+
+
+def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".set.lock"), pytest.raises(DataError, match="another process"):
+        built(tmp_path / "set", CountingSource(count=5, log=tmp_path / "log"))
