@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from shards.plugins import Registry
 from shards.schema import Kind, ModalitySpec, Strict, Value
-from shards.sources.base import Record
+from shards.sources.base import Record, Source
 
 
 class Feature(Strict):
@@ -28,6 +28,19 @@ class Feature(Strict):
     def spec(self, name: str) -> ModalitySpec:
         """Return the spec of the modality called ``name`` that this step makes."""
 
+    def fitted(self, source: Source) -> Feature:
+        """Return the step as a build of ``source`` uses it, once before the build: with what it takes from all records.
+
+        That may be names of columns and categories, never statistics of values: those are learned from the training
+        part alone.
+
+        Raises
+        ------
+        ConfigError
+            Where the step cannot be used with this source.
+        """
+        return self
+
     @abstractmethod
     def __call__(self, record: Record) -> Value | None:
         """Return the modality's value, or None where the record lacks what it is made of."""
@@ -35,6 +48,9 @@ class Feature(Strict):
 
 FEATURES: Registry[type[Feature]] = Registry(
     "feature",
-    {name: f"shards.features.{name}" for name in ("charge_density", "crystal", "dos", "text", "xrd")},
+    {
+        name: f"shards.features.{name}"
+        for name in ("charge_density", "crystal", "dos", "image", "spectrum", "table", "text", "vector", "xrd")
+    },
     key="step",
 )

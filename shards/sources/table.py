@@ -101,9 +101,10 @@ class TableSource(Source):
             if twice:
                 raise ValueError(f"{twice} are in {first} and in {second}")
         inputs = {*self.columns.values(), *self.tags.values(), self.text, self.smiles, self.structure}
-        leaking = sorted(inputs.intersection(self.labels.values()))
+        leaking = inputs.intersection(self.labels.values())
         if leaking:
-            raise ValueError(f"the columns {leaking} are labels and inputs too: what is predicted would be known")
+            names = sorted(map(str, leaking))
+            raise ValueError(f"the columns {names} are labels and inputs too: what is predicted would be known")
         for option, names in (("categorical", self.columns), ("numeric", self.columns)):
             _declared(option, getattr(self, option), names)
         _declared("units", self.units, {**self.labels, **self.columns})
@@ -115,6 +116,11 @@ class TableSource(Source):
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels that records may have."""
         return tuple(self.labels)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names that a text template can take from a record, beside the facts of its structure."""
+        return (*self.tags, *self.columns)
 
     def process_columns(self) -> dict[str, Any]:
         """Return the parameters of a ``table`` feature step that holds all process columns.
