@@ -158,8 +158,9 @@ def library_versions() -> dict[str, str]:
 def _chunks(template: Chunk, works: Iterable[Item] | Iterable[Record], size: int) -> Iterator[Chunk]:
     remaining, number = iter(works), 0
     while part := tuple(islice(remaining, size)):
-        given = {"items": part} if isinstance(part[0], Item) else {"records": part}
-        yield replace(template, number=number, **given)
+        items = tuple(work for work in part if isinstance(work, Item))
+        records = tuple(work for work in part if isinstance(work, Record))
+        yield replace(template, number=number, items=items, records=records)
         number += 1
 
 

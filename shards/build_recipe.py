@@ -99,7 +99,7 @@ def short_recipe(text: str, steps: Iterable[str], overrides: Iterable[str] = ())
     for step in named:
         FEATURES.get(step)
     if kind == "embedded" and not named:
-        tables = embedded_recipe(place).model_dump(mode="json")
+        tables = embedded_recipe(place).model_dump(mode="json", exclude_unset=True)
         return parse(BuildRecipe, apply_overrides(tables, overrides), where=text)
     if not named:
         raise ConfigError("no modality is asked for", do=f"--feature NAME, one of {', '.join(FEATURES.kinds())}")
