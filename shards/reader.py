@@ -101,6 +101,19 @@ class Dataset:
             raise DataError(f"the data set has no ragged axis '{axis}'", where=self.folder, why=suggest(axis, known))
         return self._base.lengths(axis)
 
+    def prefetch(self, positions: np.ndarray) -> None:
+        """Begin to fetch the samples at ``positions``, which will be read in this order; local shards need none."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.manifest.name
+
+    @property
+    def digest(self) -> str:
+        """What the data set is known by: the sha256 of its manifest; sets that are read together are joined by +."""
+        return self._base.manifest_sha256
+
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""
         return self._base.expected_members(shard)
