@@ -33,12 +33,22 @@ def full_record() -> Record:
         dos=RawDos(energy_ev=ENERGY, states_per_ev=STATES, atoms=5),
         charge_density=np.random.default_rng(0).uniform(0.1, 2.0, (32, 32, 32)),
         text=" A perovskite.\n",
+        images=(np.arange(600, dtype=np.uint8).reshape(20, 30), np.zeros((40, 40, 3), dtype=np.uint8)),
+        columns={"voltage_kv": 12.5, "solvent": "DMF"},
+        arrays={"embedding": np.arange(8.0), "raman": np.stack([ENERGY, STATES])},
     )
+
+
+NEEDED: dict[str, dict[str, object]] = {
+    "spectrum": {"array": "raman", "start": -10.0, "stop": 10.0, "axis_unit": "cm^-1"},
+    "table": {"columns": ["voltage_kv", "humidity_pct"], "categorical": {"solvent": ["DMF", "THF"]}},
+    "vector": {"array": "embedding", "length": 8},
+}
 
 
 @pytest.mark.parametrize("step", FEATURES.kinds())
 def test_values_satisfy_their_spec_and_missing_sources_give_none(step: str) -> None:
-    made = feature({"step": step})
+    made = feature({"step": step, **NEEDED.get(step, {})})
     spec = made.spec("name")
     value = made(full_record())
     assert value is not None
