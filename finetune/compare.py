@@ -32,7 +32,6 @@ from pretrain.plots import write_csv
 from pretrain.tracking import REGISTERED, Tracker
 from shards.errors import ConfigError
 from shards.locate import locate
-from shards.manifest import MANIFEST
 from shards.reader import Dataset
 from shards.sealed import SEAL, sha256
 
@@ -100,7 +99,7 @@ class Comparison:
         self.task = HEADS.get(self.head_options.kind).task
         modalities = list(dict.fromkeys(name for row in recipe.rows for name in row.modalities))
         with self.accelerator.main_process_first():
-            shards = locate(recipe.data)
+            shards, *overlays = map(locate, (recipe.data, *recipe.overlays))
         self.dataset = Dataset(shards)
         check_schema(self.export.specs, self.dataset, modalities)
         self._check_split()
@@ -239,7 +238,7 @@ class Comparison:
             parameters={"strategy": row.strategy, "modalities": ",".join(row.modalities), "foundation": recipe.model},
             contest={
                 "data": self.dataset.manifest.name,
-                "data_sha256": sha256(self.dataset.folder / MANIFEST),
+                "data_sha256": self.dataset.digest,
                 "split": recipe.split,
                 "metric": f"validation {metric} of {recipe.target}",
             },
@@ -248,9 +247,9 @@ class Comparison:
         self.report(f"registered {uri}")
 
     def _check_split(self) -> None:
-        """Refuse to test on what the model was pretrained on: the same data under another split."""
-        same_data = self.export.metrics["data_sha256"] == sha256(self.dataset.folder / MANIFEST)
-        if same_data and self.export.recipe.data.split != self.recipe.split:
+        """Refuse to test on what the model was pretrained on: the same data (or a part of a mix) under another split."""
+        seen = set(self.export.metrics["data_sha256"].split("+"))
+        if seen & set(self.dataset.digest.split("+")) and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(
                 f"the model was pretrained on split '{self.export.recipe.data.split}' of this data set",
                 where="split",

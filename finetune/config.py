@@ -57,6 +57,8 @@ class FinetuneRecipe(Strict):
         URI of the pretrained model, ``models:/demo@champion``.
     data : str
         Data set, as in a pretraining recipe; its schema must be the model's.
+    overlays : tuple of str
+        Companion shards that add modalities to ``data``, as in a pretraining recipe.
     split : str
         The parts ``train`` (fitted on), ``val`` (chosen by) and ``test`` (reported, once).
     target : str
@@ -68,6 +70,7 @@ class FinetuneRecipe(Strict):
     name: str
     model: str
     data: str
+    overlays: tuple[str, ...] = ()
     split: str = "chemical_system"
     target: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from finetune.fit import Batches
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
+from shards.orders.sequential import Sequential
+from shards.orders.shuffled import Shuffled
 from shards.reader import Dataset
 from shards.schema import ModalitySpec
 from shards.stream import BatchStream
@@ -40,7 +42,7 @@ class TargetData:
             raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
         self.positions: dict[str, np.ndarray] = {}
         self.targets: dict[str, Tensor] = {}
-        bare = Dataset(dataset.folder, [])
+        bare = dataset.select([])
         for part in PARTS:
             labels = {int(i): bare[int(i)].labels.get(target) for i in dataset.positions(split, part)}
             known = {i: value for i, value in labels.items() if value is not None}
@@ -96,13 +98,13 @@ class TargetData:
         self, modalities: Iterable[str], part: str, *, seed: int = 0, shuffle: bool = False, sharded: bool = False
     ) -> BatchStream:
         return BatchStream(
-            Dataset(self.dataset.folder, list(modalities)),
+            self.dataset.select(list(modalities)),
             self.positions[part],
             batch_size=self.batch_size,
             seed=seed,
             rank=self.accelerator.process_index if sharded else 0,
             world=self.accelerator.num_processes if sharded else 1,
-            shuffle=shuffle,
+            order=Shuffled() if shuffle else Sequential(),
             label_names=(self.target,),
         )
 

@@ -8,6 +8,7 @@ from finetune.data import check_schema
 from finetune.loading import Foundation
 from pretrain.evaluate import Row, embed_all, retrieval
 from shards.errors import DataError
+from shards.orders.sequential import Sequential
 from shards.reader import Dataset
 from shards.stream import BatchStream
 
@@ -28,8 +29,8 @@ def retrieval_table(
         Where the part has fewer than two samples to retrieve among.
     """
     check_schema(foundation.model.specs, dataset, foundation.modalities)
-    restricted = Dataset(dataset.folder, foundation.modalities)
-    stream = BatchStream(restricted, restricted.positions(split, part), batch_size=64, shuffle=False)
+    restricted = dataset.select(foundation.modalities)
+    stream = BatchStream(restricted, restricted.positions(split, part), batch_size=64, order=Sequential())
     with torch.no_grad():
         rows = retrieval(*embed_all(foundation.model, stream), complete_only=complete_only)
     if not rows:

@@ -6,32 +6,91 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.encoders.base import ENCODERS
 from pretrain.objectives.base import OBJECTIVES
 from shards.augment import Augment
+from shards.budget import Budget
+from shards.mixture import MixedOrder
+from shards.orders.base import ORDERS, Order
 from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 
 
-class DataConfig(Strict):
-    """Where the samples come from.
+class MixEntry(Strict):
+    """One data set of a mix.
 
     Attributes
     ----------
     path : str
-        A folder of shards, or ``embedded:NAME``.
-    split : str
-        Split of the manifest; its parts ``train`` and ``val`` are used here, ``test`` never.
-    batch_size : int
-        GLOBAL batch size, over all ranks.
+        As in `DataConfig`.
+    weight : float
+        Its share of an epoch, relative to the other weights.
+    name : str, optional
+        First part of its samples' ids in the mix; the data set's own name where it is left out.
+    overlays : tuple of str
+        As in `DataConfig`.
     """
 
     path: str
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    overlays: tuple[str, ...] = ()
+
+
+class DataConfig(Strict):
+    """Where the samples come from, in which order, and how they are cut into batches.
+
+    Attributes
+    ----------
+    path : str, optional
+        A folder or URL of shards, or ``embedded:NAME``.
+    mix : tuple of MixEntry
+        Several data sets in place of ``path``, drawn by weight; see `shards.mixture`.
+    epoch_samples : int, optional
+        Draws an epoch from a mix; by default as many as the training parts have samples.
+    overlays : tuple of str
+        Folders or URLs of companion shards that add modalities to those of ``path``.
+    split : str
+        Split of the manifest; its parts ``train`` and ``val`` are used here, ``test`` never.
+    batch_size : int
+        GLOBAL batch size, over all ranks; with a budget the largest one.
+    budget : Budget, optional
+        Cut the batches by the elements of a ragged axis too.
+    order : dict
+        Order of the training samples (a plug-in's table); validation is always sequential.
+    workers : int
+        Threads that prepare batches ahead; 0: each is prepared when it is asked for.
+    """
+
+    path: str | None = None
+    mix: tuple[MixEntry, ...] = ()
+    epoch_samples: int | None = Field(None, gt=0)
+    overlays: tuple[str, ...] = ()
     split: str = "chemical_system"
     batch_size: int = Field(128, gt=0)
+    budget: Budget | None = None
+    order: dict[str, Any] = {"kind": "shuffled"}
+    workers: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _path_or_mix(self) -> DataConfig:
+        if (self.path is None) == (not self.mix):
+            raise ValueError("give either 'path', or 'mix' with at least one data set")
+        if self.mix and self.overlays:
+            raise ValueError("the overlays of a mix belong to its data sets: mix = [{ path = ..., overlays = [...] }]")
+        if self.epoch_samples and not self.mix:
+            raise ValueError("'epoch_samples' is for a mix: otherwise an epoch is every sample once")
+        return self
+
+    def training_order(self) -> Order:
+        """Return the order of the training samples; that of a mix draws by weight."""
+        order = ORDERS.options(self.order)
+        if not self.mix:
+            return order
+        return MixedOrder(inner=order, batch_size=self.batch_size, samples=self.epoch_samples)
 
 
 class ModalityConfig(Strict):
@@ -122,6 +181,7 @@ class Recipe(Strict):
     def resolved(self) -> dict[str, Any]:
         """Return the recipe with every default written out, as plain JSON values."""
         tables = self.model_dump(mode="json")
+        tables["data"]["order"] = ORDERS.options(self.data.order).model_dump(mode="json")
         for name in self.modalities:
             tables["modalities"][name]["encoder"] = self.encoder(name).model_dump(mode="json")
         tables["objective"] = self.objective_options().model_dump(mode="json")

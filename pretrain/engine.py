@@ -67,10 +67,16 @@ def start_process_group() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then half a cosine to ``min_lr``."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    total = config.epochs * steps_per_epoch
+def learning_rate(config: OptimConfig, step: int, *, warmup: int, total: int) -> float:
+    """Return the learning rate of a step (from 0): linear warm-up, then half a cosine to ``min_lr``.
+
+    Parameters
+    ----------
+    config : OptimConfig
+        Peak and final rate.
+    step, warmup, total : int
+        The step, the number of steps of the warm-up, and of the run.
+    """
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -103,8 +109,8 @@ class Engine:
         Optimizer, clipping and schedule.
     batch_size : int
         Global batch size.
-    steps_per_epoch : int
-        Length of an epoch, for the schedule.
+    warmup_steps, total_steps : int
+        Length of the warm-up and of the run, for the schedule.
     seed : int
         Random numbers of step s on rank r are a function of (seed, s, r), so that a resumed run
         draws what the first one would have drawn.
@@ -118,12 +124,14 @@ class Engine:
         optim: OptimConfig,
         *,
         batch_size: int,
-        steps_per_epoch: int,
+        warmup_steps: int,
+        total_steps: int,
         seed: int,
         settings: Mapping[str, Any],
     ) -> None:
         _refuse_own_keys(settings)
-        self.optim, self.steps_per_epoch, self.seed = optim, steps_per_epoch, seed
+        self.optim, self.seed = optim, seed
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         config = {
             "train_micro_batch_size_per_gpu": max(1, batch_size // self.world),
@@ -152,7 +160,7 @@ class Engine:
         dict of str to float
             Means over the ranks: ``loss`` and what the objective logs; ``lr``.
         """
-        lr = learning_rate(self.optim, step, self.steps_per_epoch)
+        lr = learning_rate(self.optim, step, warmup=self.warmup_steps, total=self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(hash((self.seed, step, self.rank)) % 2**63)

@@ -15,9 +15,8 @@ from pretrain.export import write_export, write_json
 from pretrain.model import Fitted, MultimodalModel
 from pretrain.plots import loss_plot, retrieval_plot
 from pretrain.tracking import REGISTERED, Tracker
-from shards.manifest import MANIFEST
+from shards.mixture import Mixture
 from shards.reader import Dataset
-from shards.sealed import sha256
 
 BEST, METRICS, VALIDATION = "best", "metrics.jsonl", "validation.json"
 
@@ -31,7 +30,7 @@ class Recorder:
         What is trained.
     out : Path
         Folder of the run.
-    dataset : Dataset
+    dataset : Dataset or Mixture
         What it is trained on.
     world : int
         Number of ranks, for the record.
@@ -39,9 +38,9 @@ class Recorder:
         False on every rank but the first: then every method does nothing.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset, *, world: int, enabled: bool) -> None:
+    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset | Mixture, *, world: int, enabled: bool) -> None:
         self.recipe, self.out, self.enabled = recipe, out, enabled
-        self.data = {"data": dataset.manifest.name, "data_sha256": sha256(dataset.folder / MANIFEST)}
+        self.data = {"data": dataset.name, "data_sha256": dataset.digest}
         parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
         self.tracker = Tracker(recipe.tracking.experiment, recipe.name, parameters, enabled=enabled)
 

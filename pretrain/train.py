@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
+from pretrain.data import open_data
 from pretrain.engine import Engine, autocast_type, start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
@@ -20,10 +21,11 @@ from pretrain.tracking import REGISTERED
 from shards.augment import Augmenter
 from shards.errors import CheckpointError, DataError
 from shards.locate import existing, locate
-from shards.manifest import MANIFEST
+from shards.mixture import Mixture
+from shards.orders.base import Order
+from shards.orders.sequential import Sequential
 from shards.reader import Dataset
 from shards.schema import Value
-from shards.sealed import sha256
 from shards.stream import BatchStream
 
 FIT_SAMPLES = 20_000
@@ -69,14 +71,18 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         autocast = autocast_type(recipe.optim, self.device)
         self.model = MultimodalModel(recipe, self.dataset.modalities, self.fitted, autocast).to(self.device)
-        self.stream = self._stream("train", shuffle=True)
-        self.validation = self._stream("val", shuffle=False)
+        self.stream = self._stream("train", recipe.data.training_order(), training=True)
+        self.validation = self._stream("val", Sequential(), training=False)
+        self.total_steps = self.stream.total(recipe.optim.epochs)
+        if self.stream.larger_than_budget:
+            self.report(f"{self.stream.larger_than_budget} samples exceed the budget, each will be a batch of its own")
         self._check_validation()
         self.engine = Engine(
             self.model,
             recipe.optim,
             batch_size=recipe.data.batch_size,
-            steps_per_epoch=self.stream.steps,
+            warmup_steps=self.stream.total(recipe.optim.warmup_epochs),
+            total_steps=self.total_steps,
             seed=recipe.seed,
             settings={**recipe.deepspeed, **(settings or {})},
         )
@@ -87,14 +93,15 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end and return the export of the best model by validation retrieval."""
-        epochs, per_epoch = self.recipe.optim.epochs, self.stream.steps
-        if self.step == epochs * per_epoch and (self.out / REGISTERED).exists():
+        epochs = self.recipe.optim.epochs
+        if self.step == self.total_steps and (self.out / REGISTERED).exists():
             self.report("the run is finished and registered already")
             return self.out / BEST
         with Recorder(self.recipe, self.out, self.dataset, world=self.world, enabled=self.rank == 0) as recorder:
             recorder.start(self.step)
-            for epoch in range(self.step // per_epoch, epochs):
-                for batch, waited in timed(self.stream.epoch(epoch, start=self.step % per_epoch)):
+            first, start = self.stream.locate(self.step)
+            for epoch in range(first, epochs):
+                for batch, waited in timed(self.stream.epoch(epoch, start=start if epoch == first else 0)):
                     began = time.perf_counter()
                     values = self.engine.step(batch, self.step)
                     self.step += 1
@@ -107,7 +114,7 @@ class Trainer:
                             f"temperature {values.get('temperature', float('nan')):.3f}  val MRR {score:.3f}"
                         )
                     # after the evaluation, which a run that resumes here would otherwise never make
-                    if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == per_epoch * epochs:
+                    if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == self.total_steps:
                         self._save()
             uri = recorder.finish(self.best)
         if uri:
@@ -128,22 +135,26 @@ class Trainer:
         return chosen[0]
 
     def _evaluation_due(self) -> bool:
-        epoch, rest = divmod(self.step, self.stream.steps)
-        return rest == 0 and (epoch % self.recipe.evaluation.every_epochs == 0 or epoch == self.recipe.optim.epochs)
+        if self.step == self.total_steps:
+            return True
+        epoch, rest = self.stream.locate(self.step)
+        return rest == 0 and epoch % self.recipe.evaluation.every_epochs == 0
 
-    def _open(self) -> Dataset:
-        path = self.recipe.data.path
-        folder = locate(path) if self.rank == 0 else None
+    def _open(self) -> Dataset | Mixture:
+        """Open the data; what is not there yet is made by the first rank, while the others wait."""
+        dataset = open_data(self.recipe.data, locate) if self.rank == 0 else None
         dist.barrier()
-        dataset = Dataset(folder or existing(path))
+        dataset = dataset or open_data(self.recipe.data, existing)
         check_modalities(self.recipe, dataset.modalities)
-        return Dataset(dataset.folder, list(self.recipe.modalities))
+        return dataset.select(list(self.recipe.modalities))
 
     def _fit(self) -> Fitted:
-        positions = self.dataset.positions(self.recipe.data.split, "train")[:FIT_SAMPLES]
+        positions = self.dataset.positions(self.recipe.data.split, "train")
+        # evenly spread, so that every data set of a mix is looked at
+        positions = positions[:: -(-len(positions) // FIT_SAMPLES)]
 
         def values(modality: str) -> Iterator[Value]:
-            alone = Dataset(self.dataset.folder, [modality])
+            alone = self.dataset.select([modality])
             for position in positions:
                 value = alone[int(position)].value(modality)
                 if value is not None:
@@ -151,7 +162,7 @@ class Trainer:
 
         return fit_encoders(self.recipe, self.dataset.modalities, values)
 
-    def _stream(self, part: str, *, shuffle: bool) -> BatchStream:
+    def _stream(self, part: str, order: Order, *, training: bool) -> BatchStream:
         augments = {name: config.augment for name, config in self.recipe.modalities.items()}
         return BatchStream(
             self.dataset,
@@ -160,8 +171,10 @@ class Trainer:
             seed=self.recipe.seed,
             rank=self.rank,
             world=self.world,
-            shuffle=shuffle,
-            augmenter=Augmenter(self.dataset.modalities, augments, seed=self.recipe.seed, training=shuffle),
+            order=order,
+            budget=self.recipe.data.budget,
+            augmenter=Augmenter(self.dataset.modalities, augments, seed=self.recipe.seed, training=training),
+            workers=self.recipe.data.workers,
         )
 
     def _save(self) -> None:
@@ -170,21 +183,25 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a step number means: a run that resumed with another of these would repeat or skip samples."""
+        data = self.recipe.data
         return {
-            "data_sha256": sha256(self.dataset.folder / MANIFEST),
-            "split": self.recipe.data.split,
-            "batch_size": self.recipe.data.batch_size,
+            "data_sha256": self.dataset.digest,
+            "split": data.split,
+            "batch_size": data.batch_size,
+            "budget": data.budget.model_dump() if data.budget else None,
+            "order": data.training_order().model_dump(mode="json"),
+            "mix": [[entry.name, entry.weight] for entry in data.mix],
             "seed": self.recipe.seed,
             "modalities": list(self.recipe.modalities),
         }
 
     def _check_same_run(self, folder: Path | None, state: Mapping[str, Any]) -> None:
         for name, value in self._identity().items():
-            if folder and state["run"][name] != value:
+            if folder and state["run"].get(name) != value:
                 raise CheckpointError(
                     f"the checkpoint was made with another {name}",
                     where=folder,
-                    why=f"{state['run'][name]}, now {value}",
+                    why=f"{state['run'].get(name)}, now {value}",
                     do="resume with the recipe and the data of the first start, or start anew with another --out",
                 )
 
@@ -207,7 +224,7 @@ class Trainer:
                 return
         raise DataError(
             f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
-            where=self.dataset.folder,
+            where=self.dataset.name,
             do="--set evaluation.complete_only=false, or another split",
         )
 

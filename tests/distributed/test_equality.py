@@ -74,7 +74,7 @@ def train(cases: dict[str, tuple[int, float, str]]) -> dict[str, Any]:
         torch.manual_seed(0)
         model = MultimodalModel(config, specs, fitted)
         engine = Engine(
-            model, config.optim, batch_size=BATCH, steps_per_epoch=STEPS, seed=0,
+            model, config.optim, batch_size=BATCH, warmup_steps=0, total_steps=STEPS, seed=0,
             settings={"zero_optimization": {"stage": stage}},
         )  # fmt: skip
         logs, held = [], []

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order import epoch_order, rank_slice, step_slice, steps_per_epoch
+from shards.order import endless, epoch_order, rank_slice
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=17)
 
@@ -18,25 +18,32 @@ def positions_in_shards(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
     return np.array(draw(st.permutations(sorted(chosen)))), sizes
 
 
-@given(positions_in_shards(), st.integers(0, 2**63), st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 20))
-def test_each_sample_once_in_the_same_global_batches_for_every_world(
-    where: tuple[np.ndarray, list[int]], seed: int, epoch: int, blocks: int, batch: int
-) -> None:
+@given(positions_in_shards(), st.integers(0, 2**63), st.integers(0, 10_000), st.integers(1, 5))
+def test_an_order_is_a_permutation(where: tuple[np.ndarray, list[int]], seed: int, epoch: int, blocks: int) -> None:
     positions, sizes = where
     order = epoch_order(positions, sizes, seed=seed, epoch=epoch, block_shards=blocks)
+    assert order.dtype == np.int64
     assert sorted(order) == sorted(positions)
-    steps = steps_per_epoch(len(order), batch)
-    batches = [step_slice(order, step, batch) for step in range(steps)]
-    np.testing.assert_array_equal(np.concatenate(batches), order)
-    assert all(len(rows) == batch for rows in batches[:-1])
-    assert 1 <= len(batches[-1]) <= batch
-    assert len(step_slice(order, steps, batch)) == 0
-    for world in (1, 2, 3, 4, 8):
-        for rows in batches:
-            parts = [rows[rank_slice(len(rows), rank, world)] for rank in range(world)]
-            np.testing.assert_array_equal(np.concatenate(parts), rows)
-            lengths = [len(part) for part in parts]
-            assert max(lengths) - min(lengths) <= 1
+
+
+@given(st.integers(0, 100), st.integers(1, 20))
+def test_ranks_share_rows_evenly(rows: int, world: int) -> None:
+    parts = [np.arange(rows)[rank_slice(rows, rank, world)] for rank in range(world)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 9), st.integers(0, 50), st.integers(1, 50))
+def test_endless_passes_begin_anywhere(length: int, start: int, count: int) -> None:
+    computed = []
+
+    def one_pass(number: int) -> np.ndarray:
+        computed.append(number)
+        return np.random.default_rng(number).permutation(length)
+
+    whole = np.concatenate([np.random.default_rng(number).permutation(length) for number in range(101)])
+    np.testing.assert_array_equal(endless(one_pass, length, start, count), whole[start : start + count])
+    assert computed == sorted({place // length for place in range(start, start + count)}), "other passes were computed"
 
 
 @given(positions_in_shards(), st.integers(0, 100))

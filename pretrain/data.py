@@ -1,0 +1,34 @@
+"""From the recipe's [data] table to the samples of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pretrain.config import DataConfig
+from shards.mixture import Member, Mixture
+from shards.reader import Dataset
+
+
+def open_data(config: DataConfig, find: Callable[[str], Path | str]) -> Dataset | Mixture:
+    """Open the data set or the mix of a recipe, with all modalities.
+
+    Parameters
+    ----------
+    config : DataConfig
+        The recipe's ``[data]``.
+    find : callable
+        From a path of the recipe to a folder or URL of shards: `shards.locate.locate`, or `shards.locate.existing` on
+        ranks other than the first.
+    """
+
+    def opened(path: str, overlays: tuple[str, ...]) -> Dataset:
+        return Dataset(find(path))
+
+    if config.path is not None:
+        return opened(config.path, config.overlays)
+    members = []
+    for entry in config.mix:
+        dataset = opened(entry.path, entry.overlays)
+        members.append(Member(name=entry.name or dataset.name, dataset=dataset, weight=entry.weight))
+    return Mixture(members)
