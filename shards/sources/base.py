@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+RHO_V = "charge_density_rho_v"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawDos:
     """A density of states as its source gives it.
@@ -30,12 +33,16 @@ class RawDos:
         Energy that becomes 0 eV: the Fermi energy of a metal, the valence band maximum of an insulator.
     atoms : int
         Number of atoms that the states belong to (1 where they are given per atom).
+    absolute : bool
+        False where the states are known up to a factor only (one spin channel of an unknown calculation,
+        a cell of unknown size): the shape is right, no number of states can be had from it.
     """
 
     energy_ev: np.ndarray
     states_per_ev: np.ndarray
     zero_ev: float = 0.0
     atoms: int = 1
+    absolute: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,8 @@ class Record:
     columns : dict of str to float or str
         Process and other table columns: numbers (unit in the name) and categories; unknown ones absent.
     arrays : dict of str to ndarray
-        Whatever else the source holds, by name: a spectrum, an embedding that was computed elsewhere.
+        Whatever else the source holds, by name: a spectrum, an embedding that was computed elsewhere, a
+        charge density times a cell volume that the source does not tell (`RHO_V`).
     labels : dict of str to float
         Unit in the name; unknown ones absent.
     tags : dict of str to str
