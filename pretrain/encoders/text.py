@@ -20,14 +20,9 @@ from shards.batch import Inputs
 from shards.errors import ConfigError
 from shards.plugins import Options
 from shards.schema import ModalitySpec, Value
+from shards.vocabulary import ELEMENTS
 
-_SYMBOLS = (
-    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
-    "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W "
-    "Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt "
-    "Ds Rg Cn Nh Fl Mc Lv Ts Og"
-)
-SYMBOLS = _SYMBOLS.split(" ")  # by atomic number
+SYMBOLS = ["X", *ELEMENTS]  # by atomic number
 # Decimals and integers, element symbols (also inside formulas: LiFePO4 -> Li Fe P O 4), words, single signs.
 PIECES = r"\d+\.\d+|\d+|[A-Z][a-z]?(?![a-z])|[A-Za-z]+|[^\s\w]|_"
 PAD, UNKNOWN, NUMBER = "[PAD]", "[UNK]", "[NUM]"

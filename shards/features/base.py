@@ -50,7 +50,21 @@ FEATURES: Registry[type[Feature]] = Registry(
     "feature",
     {
         name: f"shards.features.{name}"
-        for name in ("charge_density", "crystal", "dos", "image", "spectrum", "table", "text", "vector", "xrd")
+        for name in (
+            "charge_density",
+            "conformer",
+            "crystal",
+            "dos",
+            "fingerprint",
+            "image",
+            "molecule",
+            "smiles",
+            "spectrum",
+            "table",
+            "text",
+            "vector",
+            "xrd",
+        )
     },
     key="step",
 )
