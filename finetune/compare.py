@@ -247,7 +247,7 @@ class Comparison:
         self.report(f"registered {uri}")
 
     def _check_split(self) -> None:
-        """Refuse to test on what the model was pretrained on: the same data (or a part of a mix) under another split."""
+        """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
         seen = set(self.export.metrics["data_sha256"].split("+"))
         if seen & set(self.dataset.digest.split("+")) and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(

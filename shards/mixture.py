@@ -134,7 +134,7 @@ def _common_modalities(members: Sequence[Member], names: Sequence[str] | None) -
     for member in members:
         for name, spec in member.dataset.modalities.items():
             holder, known = first.setdefault(name, (member, spec))
-            difference = spec.difference(known)
+            difference = known.difference(spec)
             if difference and (names is None or name in names):
                 raise DataError(
                     f"'{member.name}' and '{holder.name}' cannot be mixed: their modality '{name}' differs",

@@ -116,20 +116,24 @@ def config_error(error: ValidationError, model: type[BaseModel], *, where: str) 
     return ConfigError("; ".join(lines), where=where, do="matloom config schema")
 
 
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _owner(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the nested model that holds the last key of ``path``."""
     within: type[BaseModel] | None = None
     for part in path[:-1]:
         if within is not None:
-            # the key of a table of models: [modalities.NAME]
+            # the key of a table of models, [modalities.NAME], or the place in a list of them
             model, within = within, None
             continue
         field = model.model_fields.get(str(part))
         if field is None:
             continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-        elif get_origin(field.annotation) is dict:
-            value = get_args(field.annotation)[1]
-            within = value if isinstance(value, type) and issubclass(value, BaseModel) else None
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)]
+        if nested and get_origin(field.annotation) in (dict, tuple, list):
+            within = nested[0]
+        elif nested:
+            model = nested[0]
     return model

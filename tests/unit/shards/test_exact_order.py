@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def test_each_sample_once_in_the_same_batches_on_equal_steps_and_resumed_anywher
         assert sorted(data.read) == sorted(own), "a resumed stream reads what it does not deliver"
         np.testing.assert_array_equal(data.prefetched[-1], [int(i) for batch in reference[start:] for i in batch])
     assert {len(part) for part in whole} == {len(reference)}, "the ranks differ in steps"
-    assert [sum(parts, []) for parts in zip(*whole, strict=True)] == reference
-    assert [sum(parts, []) for parts in zip(*late, strict=True)] == reference[start:]
+    assert [list(chain(*parts)) for parts in zip(*whole, strict=True)] == reference
+    assert [list(chain(*parts)) for parts in zip(*late, strict=True)] == reference[start:]
 
 
 @pytest.mark.parametrize("budget", [None, Budget(axis="m.atoms", max=25)])
