@@ -92,9 +92,10 @@ class Layer:
         column = self.columns.axes.index(axis)
         return np.maximum(_joined([index.length[:, column] for index in self.indices], np.int64), 0)
 
-    def shards_of(self, positions: np.ndarray) -> np.ndarray:
-        """Return the number of the shard that holds each sample."""
-        return np.searchsorted(self._starts, positions, side="right") - 1
+    def prefetch(self, positions: np.ndarray) -> None:
+        """Start to fetch the shards that hold samples, in the order in which these will be read."""
+        order = np.searchsorted(self._starts, positions, side="right") - 1
+        self.store.prefetch(self.manifest.shards, order)
 
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""
@@ -166,8 +167,7 @@ class Layer:
         )
 
     def _where(self, shard: int, row: int, part: str) -> str:
-        location = self.store.location.rstrip("/")
-        return f"{location}/{self.manifest.shards[shard].file}: {self.indices[shard].ids[row]!r}, {part}"
+        return f"{self.store.location}/{self.manifest.shards[shard].file}: {self.indices[shard].ids[row]!r}, {part}"
 
 
 def _joined(columns: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Random access to a data set: mmap, an index, and a digest check of every member that is read."""
+"""Random access to a data set: an index, and a digest check of every member that is read."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -11,28 +12,39 @@ import numpy as np
 from shards.errors import DataError, suggest
 from shards.layer import Layer
 from shards.manifest import Manifest
+from shards.overlay import joined, merged_manifest, rows_of
 from shards.schema import ModalitySpec, Sample
-from shards.store import LocalStore
+from shards.store import open_store
+
+# beyond this many ids it takes too long to look for one that is alike
+SUGGESTED = 10_000
 
 
 class Dataset:
-    """A folder of shards, read by position or by id.
+    """Samples by position or by id, from a folder of shards and any overlays of it.
 
-    The arrays of a sample are views of the mapped shard: they cannot be written to, and need no copy.
+    The arrays of a sample are views of the mapped shard: they cannot be written to, and cost no copy.
 
     Parameters
     ----------
     folder : Path or str
-        A folder that `shards.build` published.
+        A folder that `shards.build` published, or its URL (``https://...``, ``s3://...``, any of fsspec's);
+        see `shards.remote` for how a URL is read.
     modalities : sequence of str, optional
         Read these alone; the bytes of the others are not touched. Default: all.
+    overlays : sequence of Path or str, optional
+        Data sets that hold further modalities of some of the samples, joined by id; see `shards.overlay`.
 
     Attributes
     ----------
     folder : Path
         Where the manifest, the seal and the indices are on this host.
+    location : str
+        The data set as the user named it, without credentials.
+    sha256 : str
+        Identity of what is read: the sha256 of the manifest, or of those of all layers.
     manifest : Manifest
-        What the data set holds.
+        What the data set holds, overlays included; its shards are those of ``folder``.
     modalities : dict of str to ModalitySpec
         What is read.
     ids : list of str
@@ -41,19 +53,35 @@ class Dataset:
         Samples a shard, in the order of the samples.
     """
 
-    def __init__(self, folder: Path | str, modalities: Sequence[str] | None = None) -> None:
-        self._base = Layer(LocalStore(Path(folder)))
-        self.folder = self._base.store.folder
-        self.manifest: Manifest = self._base.manifest
+    def __init__(
+        self, folder: Path | str, modalities: Sequence[str] | None = None, overlays: Sequence[Path | str] = ()
+    ) -> None:
+        self._base, *others = [Layer(open_store(place)) for place in (folder, *overlays)]
+        self._overlays = [(layer, rows_of(self._base, layer)) for layer in others]
+        self.folder, self.location = self._base.store.folder, self._base.store.location
+        hashes = [layer.manifest_sha256 for layer in (self._base, *others)]
+        self.sha256 = hashes[0] if not others else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        self.manifest: Manifest = merged_manifest(self._base, others) if others else self._base.manifest
         self.ids = self._base.ids
         self.shard_sizes = [entry.samples for entry in self.manifest.shards]
         self._open(self.manifest.modalities if modalities is None else modalities)
 
-    def select(self, modalities: Sequence[str]) -> Dataset:
-        """Return the same data set, reading ``modalities`` alone; it shares the open files."""
+    def select(self, modalities: Collection[str]) -> Dataset:
+        """Return the same data set, reading ``modalities`` alone; the two share what is open."""
         chosen = copy.copy(self)
         chosen._open(modalities)
         return chosen
+
+    def close(self) -> None:
+        """Give back files, threads and connections; samples that were read stay valid."""
+        for layer, _ in self._layers:
+            layer.store.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,16 +93,20 @@ class Dataset:
         """Read the sample at ``position``, verifying each member."""
         if not 0 <= position < len(self.ids):
             raise IndexError(f"position {position} of {len(self.ids)} samples")
-        return self._base.read(position)
+        sample = self._base.read(position)
+        for layer, rows in self._overlays:
+            row = int(rows[position])
+            if row >= 0:
+                sample = joined(sample, layer.read(row), where=layer.store.location)
+        return sample
 
     def position(self, sample_id: str) -> int:
         """Return where a sample stands, or raise `DataError` with a suggestion."""
         try:
             return self._base.positions[sample_id]
         except KeyError:
-            raise DataError(
-                f"there is no sample '{sample_id}'", where=self.folder, why=suggest(sample_id, self.ids)
-            ) from None
+            why = suggest(sample_id, self.ids) if len(self) <= SUGGESTED else None
+            raise DataError(f"there is no sample '{sample_id}'", where=self.location, why=why) from None
 
     def positions(self, split: str, part: str) -> np.ndarray:
         """Return the positions of one part of a split, ascending."""
@@ -86,7 +118,8 @@ class Dataset:
     def presence(self, modality: str) -> np.ndarray:
         """Return (N,) bool: which samples have a modality, by the indices alone."""
         self._check(modality)
-        return self._base.presence(modality)
+        layer, rows = next(pair for pair in self._layers if modality in pair[0].manifest.modalities)
+        return self._spread(layer.presence(modality), rows)
 
     def lengths(self, axis: str) -> np.ndarray:
         """Return (N,) int64: the length of a ragged axis in each sample, 0 where the modality is absent.
@@ -96,37 +129,53 @@ class Dataset:
         axis : str
             Modality and axis, for example ``crystal.edges``.
         """
-        known = self._base.columns.axes
+        known = [name for layer, _ in self._layers for name in layer.columns.axes]
         if axis not in known:
-            raise DataError(f"the data set has no ragged axis '{axis}'", where=self.folder, why=suggest(axis, known))
-        return self._base.lengths(axis)
+            raise DataError(f"the data set has no ragged axis '{axis}'", where=self.location, why=suggest(axis, known))
+        layer, rows = next(pair for pair in self._layers if axis in pair[0].columns.axes)
+        return self._spread(layer.lengths(axis), rows)
 
     def prefetch(self, positions: np.ndarray) -> None:
-        """Begin to fetch the samples at ``positions``, which will be read in this order; local shards need none."""
+        """Say which samples will be read next, and in which order; returns at once.
 
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        return self.manifest.name
+        Shards that are not on this host are fetched in the background, in the order in which they are
+        needed. Another call replaces the plan.
 
-    @property
-    def digest(self) -> str:
-        """What the data set is known by: the sha256 of its manifest; sets that are read together are joined by +."""
-        return self._base.manifest_sha256
+        Parameters
+        ----------
+        positions : ndarray
+            (M,) positions in the order of reading; those that other ranks read may be among them.
+        """
+        positions = np.asarray(positions, np.int64)
+        for layer, rows in self._layers:
+            own = positions if rows is None else rows[positions]
+            layer.prefetch(own[own >= 0])
 
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""
         return self._base.expected_members(shard)
+
+    @property
+    def _layers(self) -> list[tuple[Layer, np.ndarray | None]]:
+        return [(self._base, None), *self._overlays]
+
+    def _spread(self, values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """Return what a layer says of its own samples for those of the base, 0 where it lacks them."""
+        if rows is None:
+            return values
+        column = np.zeros(len(self), values.dtype)
+        column[rows >= 0] = values[rows[rows >= 0]]
+        return column
 
     def _open(self, names: Collection[str]) -> None:
         for name in names:
             self._check(name)
         self.modalities: dict[str, ModalitySpec] = {name: self.manifest.modalities[name] for name in names}
         self._base = self._base.select(names)
+        self._overlays = [(layer.select(names), rows) for layer, rows in self._overlays]
 
     def _check(self, modality: str) -> None:
         known = self.manifest.modalities
         if modality not in known:
-            raise DataError(
-                f"the data set has no modality '{modality}'", where=self.folder, why=suggest(modality, known)
-            )
+            why = suggest(modality, known)
+            raise DataError(f"the data set has no modality '{modality}'", where=self.location, why=why)

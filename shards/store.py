@@ -1,4 +1,4 @@
-"""Where the bytes of a data set come from: a folder of this host, read by mmap."""
+"""Where the bytes of a data set come from: a folder of this host read by mmap, or a URL (`shards.remote`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from shards.errors import DataError
 from shards.manifest import ShardEntry
+
+if TYPE_CHECKING:
+    from shards.remote import RemoteOptions
+
+# each holds a file descriptor, of which a process has few
+OPEN_SHARDS = 256
 
 
 class Store(Protocol):
@@ -34,8 +42,8 @@ class Store(Protocol):
         """Return the bytes ``start`` to ``stop`` of a shard, read again where ``check`` refuses them."""
         ...
 
-    def prefetch(self, entries: Sequence[ShardEntry], order: Sequence[int]) -> None:
-        """Start to fetch shards; ``order`` gives the shard (number in ``entries``) of each coming read."""
+    def prefetch(self, entries: Sequence[ShardEntry], order: np.ndarray) -> None:
+        """Start to fetch shards; ``order`` (M,) gives the shard (number in ``entries``) of each coming read."""
         ...
 
     def close(self) -> None:
@@ -57,14 +65,16 @@ class LocalStore:
         view = self._views.get(entry.file)
         if view is None:
             with self._lock:
-                view = self._views.setdefault(entry.file, self._map(entry))
+                view = self._views[entry.file] = self._map(entry)
+                if len(self._views) > OPEN_SHARDS:
+                    del self._views[next(iter(self._views))]
         return view
 
     def part(self, entry: ShardEntry, start: int, stop: int, check: Callable[[bytes], bool]) -> bytes:
         """Return the bytes ``start`` to ``stop`` of a shard."""
         return bytes(self.shard(entry)[start:stop])
 
-    def prefetch(self, entries: Sequence[ShardEntry], order: Sequence[int]) -> None:
+    def prefetch(self, entries: Sequence[ShardEntry], order: np.ndarray) -> None:
         """Do nothing: the files are here."""
 
     def close(self) -> None:
@@ -78,3 +88,17 @@ class LocalStore:
             raise DataError("a shard is missing or truncated", where=path, why=f"{found}, not {entry.bytes}")
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether a data set is named by a URL, not by a path."""
+    return "://" in str(place)
+
+
+def open_store(place: Path | str, options: RemoteOptions | None = None) -> Store:
+    """Return the store of a folder or a URL."""
+    if not is_url(place):
+        return LocalStore(Path(place))
+    from shards.remote import RemoteStore
+
+    return RemoteStore(str(place), options)
