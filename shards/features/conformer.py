@@ -31,7 +31,7 @@ class ConformerFeature(Feature):
     hydrogens : bool
         Hydrogens are atoms of the graph; they always take part in the embedding.
     optimise : str
-        ``mmff``, or ``none`` for the geometry as embedded.
+        ``mmff``; ``uff``, coarser, with parameters for more elements (boron); ``none`` for the geometry as embedded.
     largest_fragment : bool
         Leave out counter-ions and solvents. Otherwise several fragments count as a failure: where they lie
         relative to each other is not known.
@@ -53,14 +53,14 @@ class ConformerFeature(Feature):
     step: Literal["conformer"] = "conformer"
     cutoff_a: float = Field(5.0, gt=1.0, le=20.0)
     hydrogens: bool = True
-    optimise: Literal["mmff", "none"] = "mmff"
+    optimise: Literal["mmff", "uff", "none"] = "mmff"
     largest_fragment: bool = False
     failure: Literal["refuse", "absent"] = "refuse"
     seed: int = Field(0, ge=0, lt=2**31)
     attempts: int = Field(10, ge=1)
     max_iterations: int = Field(5000, ge=1)
     max_seconds: int = Field(60, ge=1)
-    max_atoms: int = Field(200, ge=1)
+    max_atoms: int = Field(256, ge=1)
 
     def spec(self, name: str) -> ModalitySpec:
         """Return the spec of a graph in space; its fields are named like those of a crystal."""
@@ -106,7 +106,6 @@ class ConformerFeature(Feature):
         """Give the molecule a conformer, or say why it gets none."""
         Chem = rdkit_chem()
         from rdkit import rdBase
-        from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams, MMFFOptimizeMolecule
 
         if len(Chem.GetMolFrags(mol)) > 1:
             return "it has several fragments; largest_fragment = true keeps the largest one"
@@ -115,12 +114,20 @@ class ConformerFeature(Feature):
         with rdBase.BlockLogs():
             if not self._embedded(mol):
                 return f"ETKDG found none in {self.attempts} attempts"
-            if self.optimise == "none":
-                return None
-            if not MMFFHasAllMoleculeParams(mol):
-                return 'MMFF94 has no parameters for some of its atoms; optimise = "none" does without'
-            if MMFFOptimizeMolecule(mol, maxIters=self.max_iterations):
-                return f"MMFF94 has not converged in {self.max_iterations} steps"
+            return None if self.optimise == "none" else self._relaxed(mol)
+
+    def _relaxed(self, mol: Mol) -> str | None:
+        """Optimise the conformer by a force field, or say why that fails."""
+        from rdkit.Chem import rdForceFieldHelpers as Fields
+
+        has_parameters, optimise = {
+            "mmff": (Fields.MMFFHasAllMoleculeParams, Fields.MMFFOptimizeMolecule),
+            "uff": (Fields.UFFHasAllMoleculeParams, Fields.UFFOptimizeMolecule),
+        }[self.optimise]
+        if not has_parameters(mol):
+            return f"{self.optimise} lacks parameters for it: optimise = 'uff' knows most elements, 'none' needs none"
+        if optimise(mol, maxIters=self.max_iterations):
+            return f"{self.optimise} has not converged in {self.max_iterations} steps"
         return None
 
     def _embedded(self, mol: Mol) -> bool:
