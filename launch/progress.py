@@ -13,7 +13,7 @@ from shards.manifest import Manifest
 
 
 def build_with_progress(
-    recipe: BuildRecipe, out: Path, *, folder: Path = Path(), workers: int = 0, scheduler: str | None = None
+    recipe: BuildRecipe, out: Path, *, workers: int = 0, scheduler: str | None = None
 ) -> tuple[Manifest, build.Progress | None]:
     """Build what a recipe says with ``workers`` processes (0 = one a core), or on a Dask cluster.
 
@@ -42,7 +42,6 @@ def build_with_progress(
         manifest = run_build(
             recipe,
             out,
-            folder=folder,
             workers=workers or len(os.sched_getaffinity(0)),
             scheduler=scheduler,
             progress=show,

@@ -31,15 +31,14 @@ def shards_build(
     path = Path(source)
     from_file = path.suffix in {".toml", ".json"} and path.is_file()
     recipe = load_build_recipe(path, set_) if from_file else short_recipe(source, feature, set_)
-    folder = path.parent if from_file else Path()
     if dry_run:
-        records = sum(1 for _ in recipe.opened(folder).items())
+        records = sum(1 for _ in recipe.opened().items())
         typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "records": records}, indent=1))
         return
     from launch.progress import build_with_progress
 
     began = time.perf_counter()
-    manifest, state = build_with_progress(recipe, out, folder=folder, workers=workers, scheduler=scheduler)
+    manifest, state = build_with_progress(recipe, out, workers=workers, scheduler=scheduler)
     seconds = time.perf_counter() - began
     fresh = state.done - state.reused if state else 0
     report = {

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from shards.chunks import Chunk, ChunkReport, build_chunk, finished
+from shards.chunks import Chunk, ChunkReport, build_chunk, finished, overlay_plan
 from shards.errors import DataError
 from shards.executors import compute
 from shards.features.base import Feature
-from shards.manifest import FORMAT, MANIFEST, LabelStats, Manifest
+from shards.manifest import FORMAT, MANIFEST, LabelStats, Manifest, OverlayOf
 from shards.sealed import sealing
 from shards.sources.base import Item, Record, Source
 from shards.splits import SampleInfo, SplitPlan, make_split
@@ -51,6 +51,7 @@ def build(
     *,
     name: str,
     splits: Mapping[str, SplitPlan] | None = None,
+    overlay_of: str | None = None,
     workers: int = 1,
     scheduler: str | None = None,
     shard_samples: int = 256,
@@ -73,6 +74,9 @@ def build(
         Target folder (an earlier data set is replaced when the new one is complete), and name.
     splits : mapping of str to SplitPlan, optional
         Divisions to store.
+    overlay_of : str, optional
+        The data set that this one adds modalities to: it holds some of its ids, and of their labels and tags
+        only what the other lacks.
     workers, scheduler : int, str, optional
         Local processes, or the address of a Dask scheduler; see `shards.executors.compute`.
     shard_samples, shard_bytes : int
@@ -89,6 +93,7 @@ def build(
         one id, or another process is building the same folder.
     """
     plans = dict(splits or {})
+    overlay = None if overlay_of is None else overlay_plan(overlay_of, tuple(features)).overlay_of
     works = _listed(source) if isinstance(source, Source) else source
     tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +105,14 @@ def build(
             source=source if isinstance(source, Source) else None,
             shard_bytes=shard_bytes,
             with_prototype=any(plan.by == "prototype" for plan in plans.values()),
-            settings=_settings(source, features),
+            base=overlay_of,
+            settings=_settings(source, features, overlay),
         )
         for report, reused in _reports(_chunks(template, works, shard_samples), workers, scheduler):
             tally.add(report, reused=reused)
             if progress is not None:
                 progress(tally.progress)
-        manifest = tally.manifest(name, source, features, plans)
+        manifest = tally.manifest(name, source, features, plans).model_copy(update={"overlay_of": overlay})
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
         _keep_only(stage, manifest)
     return manifest
@@ -137,11 +143,12 @@ def _refuse_twins(ids: Iterable[str]) -> None:
         raise DataError(f"{len(twins)} times, records have the same id", where=shown, do="make the ids unique")
 
 
-def _settings(source: Source | Iterable[Record], features: Mapping[str, Feature]) -> str:
+def _settings(source: Source | Iterable[Record], features: Mapping[str, Feature], overlay_of: OverlayOf | None) -> str:
     """What the bytes of every chunk depend on beside its own items."""
     origin = source.model_dump(mode="json") if isinstance(source, Source) else {}
     specs = {name: feature.spec(name).model_dump(mode="json") for name, feature in features.items()}
-    return json.dumps([FORMAT, origin, specs, library_versions()], sort_keys=True)
+    base = overlay_of.sha256 if overlay_of else ""
+    return json.dumps([FORMAT, origin, specs, base, library_versions()], sort_keys=True)
 
 
 def library_versions() -> dict[str, str]:

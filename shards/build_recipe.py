@@ -1,14 +1,13 @@
 """The build recipe: which source, which feature steps, which splits.
 
-One TOML, or the short form ``KIND:PATH`` with feature steps named on the command line. A path in a
-recipe that is not absolute is meant from the recipe's own folder.
+One TOML, or the short form ``KIND:PATH`` with feature steps named on the command line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field
 
@@ -19,7 +18,6 @@ from shards.manifest import Manifest
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 from shards.sources import SOURCES, Source, source
-from shards.sources.join import JoinedSource
 from shards.splits import SplitPlan
 
 
@@ -60,13 +58,12 @@ class BuildRecipe(Strict):
         """Return the typed feature step of each modality."""
         return {name: feature(table) for name, table in self.modalities.items()}
 
-    def opened(self, folder: Path) -> Source:
-        """Return the source, its relative paths taken from ``folder``, joined with the table of ``join``."""
-        records = anchored(source(self.source), folder)
+    def opened(self) -> Source:
+        """Return the source, joined with the table of ``join``."""
+        records = source(self.source)
         if self.join is None:
             return records
-        table = anchored(source({"kind": "table", **self.join}), folder)
-        return JoinedSource(source=records, table=table)
+        return SOURCES.options({"kind": "join", "source": records, "table": {"kind": "table", **self.join}})
 
 
 def load_build_recipe(path: Path, overrides: Iterable[str] = ()) -> BuildRecipe:
@@ -128,18 +125,18 @@ def run_build(
     recipe: BuildRecipe,
     out: Path,
     *,
-    folder: Path = Path(),
     workers: int = 1,
     scheduler: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
-    """Build what a recipe says; ``folder`` is where its relative paths are taken from. See `shards.build.build`."""
+    """Build what a recipe says; see `shards.build.build`."""
     return build(
-        recipe.opened(folder),
+        recipe.opened(),
         recipe.features(),
         out,
         name=recipe.name,
         splits=recipe.splits,
+        overlay_of=recipe.overlay_of,
         workers=workers,
         scheduler=scheduler,
         shard_samples=recipe.shard_samples,
@@ -147,17 +144,3 @@ def run_build(
         max_quarantined=recipe.max_quarantined,
         progress=progress,
     )
-
-
-def anchored(records: Source, folder: Path) -> Source:
-    """Return a source whose relative paths are taken from ``folder``."""
-    moved = {}
-    for name, field in type(records).model_fields.items():
-        value = getattr(records, name)
-        if (
-            isinstance(value, Path)
-            and not value.is_absolute()
-            and Path in {field.annotation, *get_args(field.annotation)}
-        ):
-            moved[name] = folder / value
-    return records.model_copy(update=moved)

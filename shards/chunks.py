@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
@@ -21,6 +22,8 @@ import xxhash
 from shards.errors import DataError, MatloomError
 from shards.features.base import Feature
 from shards.manifest import ShardEntry
+from shards.overlay import OverlayPlan
+from shards.reader import Dataset
 from shards.schema import Sample
 from shards.sealed import sha256
 from shards.sources.base import Item, Record, Source
@@ -48,6 +51,8 @@ class Chunk:
         A shard that grows beyond this is followed by another one of the same chunk.
     with_prototype : bool
         Tag samples with the prototype of their structure where the source does not.
+    base : str, optional
+        Data set that the chunk is an overlay of.
     settings : str
         Everything else that the bytes depend on; part of `digest`.
     """
@@ -60,6 +65,7 @@ class Chunk:
     records: tuple[Record, ...] = ()
     shard_bytes: int
     with_prototype: bool = False
+    base: str | None = None
     settings: str = ""
 
     @property
@@ -176,22 +182,30 @@ def build_chunk(chunk: Chunk) -> ChunkReport:
         shard_bytes=chunk.shard_bytes,
         shard_samples=max(chunk.size, 1),
     )
+    plan = None if chunk.base is None else overlay_plan(chunk.base, tuple(specs))
     for record_id, outcome in _outcomes(chunk):
         if isinstance(outcome, str):
             report.quarantined.append((record_id, outcome))
             continue
         try:
-            writer.write(outcome)
+            sample = outcome if plan is None else plan.reduced(outcome)
+            writer.write(sample)
         except DataError as error:
             report.quarantined.append((record_id, str(error)))
             continue
-        coverage.update(outcome.modalities)
-        info = SampleInfo(id=outcome.id, group=outcome.group, tags=dict(outcome.tags), labels=dict(outcome.labels))
+        coverage.update(sample.modalities)
+        info = SampleInfo(id=sample.id, group=sample.group, tags=dict(sample.tags), labels=dict(sample.labels))
         report.samples.append(info)
     report.entries = writer.close()
     report.coverage = {name: coverage[name] for name in specs}
     report.save(chunk.report_path)
     return report
+
+
+@lru_cache(maxsize=1)
+def overlay_plan(base: str, modalities: tuple[str, ...]) -> OverlayPlan:
+    """Return what may enter an overlay of the data set at ``base``, opened once a process."""
+    return OverlayPlan(Dataset(base), modalities)
 
 
 def _outcomes(chunk: Chunk) -> Iterator[tuple[str, Sample | str]]:

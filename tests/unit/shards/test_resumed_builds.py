@@ -167,3 +167,30 @@ def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path) -> None:
 
     with FileLock(tmp_path / ".set.lock"), pytest.raises(DataError, match="another process"):
         built(tmp_path / "set", CountingSource(count=5, log=tmp_path / "log"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_overlay_adds_a_modality_to_some_samples_without_rewriting_them(tmp_path: Path, workers: int) -> None:
+    log, base = tmp_path / "log", tmp_path / "base"
+    before = built(base, CountingSource(count=50, log=log))
+    spectrum = {"raman": FEATURES["dos"]}
+    options: dict[str, Any] = {"name": "raman", "overlay_of": str(base), "workers": workers, "shard_samples": 8}
+    manifest = build(CountingSource(count=20, log=log), spectrum, tmp_path / "raman", **options)
+    assert hashes(base) == before
+    assert manifest.overlay_of is not None and manifest.labels == {}
+    both = Dataset(base, overlays=(tmp_path / "raman",))
+    alone = Dataset(base)
+    for position, sample in enumerate(both):
+        assert ("raman" in sample.arrays) == (position < 20 and "raman" in both.modalities and "dos" in sample.arrays)
+        assert sample.labels == alone[position].labels
+    with pytest.raises(DataError, match="has the modality 'dos' already"):
+        build(CountingSource(count=20, log=log), {"dos": FEATURES["dos"]}, tmp_path / "again", **options)
+
+
+def test_records_that_the_base_lacks_do_not_enter_an_overlay(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    built(tmp_path / "base", CountingSource(count=50, log=log))
+    options: dict[str, Any] = {"name": "raman", "overlay_of": str(tmp_path / "base"), "max_quarantined": 0.2}
+    build(CountingSource(count=55, log=log), {"raman": FEATURES["dos"]}, tmp_path / "raman", **options)
+    quarantined = Dataset(tmp_path / "raman").manifest.quarantined
+    assert set(quarantined) == {f"item-{i}" for i in range(50, 55)}
