@@ -1,175 +1,196 @@
-"""Single crystals and densities of states from files of users.
-
-Files are read as text and by default-deny: a size limit, a limit on atoms that holds before anything
-is expanded, and no part of a file that could name code to run (pymatgen's JSON is read field by
-field, not by its decoder).
-"""
+"""Structures in folders, in archives and in files that hold many, with what the files say of them."""
 
 from __future__ import annotations
 
-import csv
 import json
-import warnings
-from collections.abc import Mapping
+import math
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-import numpy as np
+from pydantic import Field
 
 from shards.errors import DataError
-from shards.sources.base import RawDos, Record
+from shards.formats.ase_db import entry_structure, is_entry, row_structure
+from shards.formats.dos_csv import read_dos
+from shards.formats.listing import Part, form, lookup, parts, stem
+from shards.formats.packed import Archive, codec, is_archive, unpacked
+from shards.formats.structure import (
+    MAX_ATOMS,
+    MAX_BYTES,
+    XYZ,
+    check,
+    parse_described,
+    parse_structure,
+    read_structure,
+    structure_of_json,
+)
+from shards.schema import Strict
+from shards.sources.base import SOURCES, Item, Record, Source
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-MAX_BYTES = 5_000_000
-MAX_ATOMS = 1000
-BLANKS = "\ufeff \t\r\n"
-FORMATS = "CIF, POSCAR or pymatgen JSON"
+__all__ = [
+    "MAX_ATOMS",
+    "MAX_BYTES",
+    "StructuresSource",
+    "parse_structure",
+    "read_dos",
+    "read_structure",
+    "structure_record",
+]
+
+# Streams of packed files are shared by the threads of a process and read in one go each.
+_READING = threading.Lock()
 
 
-def read_structure(source: str | Path, *, max_atoms: int = MAX_ATOMS) -> Structure:
-    """Read one crystal structure from a file or a text.
+class LabelKey(Strict):
+    """Where a label comes from, and whether it is divided by the number of atoms."""
 
-    Parameters
+    key: str
+    per_atom: bool = False
+
+
+@SOURCES.register("structures")
+class StructuresSource(Source):
+    """Crystals of a folder, of an archive, or of one file with many.
+
+    Read are CIF (several data blocks too), POSCAR and CONTCAR, extended XYZ with any number of
+    frames, pymatgen JSON (a structure, a list, a mapping of ids, or one a line), and ASE databases
+    (SQLite and JSON); all but SQLite databases also packed by gzip, bzip2 or xz, and in zip and tar
+    archives, which are read in place. What cannot be read is quarantined with the reason.
+
+    An id is the file's name from the folder on, without suffixes. In a file with several structures
+    their number follows (``name/3``; rows of a database count from 1), but an id of its own, which
+    is a key of a JSON mapping or the value of ``id_key``, stands alone.
+
+    Attributes
     ----------
-    source : str or Path
-        A file, or the text of one (a string of several lines, or one that begins with ``{``). Use
-        `parse_structure` for text of strangers: it never looks at the file system.
+    path : Path
+        A folder (with its subfolders), an archive, or a file.
+    files : str
+        Shell pattern of the names to read, from the folder on (``*`` crosses folders). By default what
+        has a name as above: .cif, .vasp, POSCAR*, .xyz, .json, .jsonl, .db, ...
+    id_key : str
+        Key of an extended XYZ's comment line, a JSON entry or a row that holds the id.
+    labels : dict of str to str or LabelKey
+        Label, with its unit in the name, to the key that holds it (``energy_ev = "energy"``,
+        ``energy_ev_per_atom = { key = "energy", per_atom = true }``); ``a.b`` is key b of object a. A
+        record without the key, or with NaN, lacks the label.
+    tags : dict of str to str
+        Tag to the key that holds it.
     max_atoms : int
         Larger structures are refused.
-
-    Returns
-    -------
-    Structure
-        As in the file; nothing is reduced or idealised.
-
-    Raises
-    ------
-    DataError
-        For a file that is missing, too large, in no known format, or does not hold exactly one
-        structure that can be a crystal graph (see `shards.crystals.check_structure`).
     """
-    if isinstance(source, str) and ("\n" in source or source.lstrip(BLANKS).startswith("{")):
-        return parse_structure(source, max_atoms=max_atoms)
-    return parse_structure(_file_text(Path(source)), max_atoms=max_atoms, where=str(source))
 
+    kind: Literal["structures"] = "structures"
+    path: Path
+    files: str = ""
+    id_key: str = ""
+    labels: dict[str, str | LabelKey] = {}
+    tags: dict[str, str] = {}
+    max_atoms: int = Field(MAX_ATOMS, ge=1)
 
-def parse_structure(text: str, *, max_atoms: int = MAX_ATOMS, where: str = "the given text") -> Structure:
-    """Parse the text of a structure file: CIF, POSCAR (with element names) or pymatgen JSON.
-
-    The formats are told apart by content. Parameters and errors are those of `read_structure`.
-    """
-    from shards.crystals import check_structure
-
-    if len(text) > MAX_BYTES:
-        raise DataError(f"the text has more than {MAX_BYTES // 10**6} MB", where=where, do="give one structure")
-    text = text.lstrip("\ufeff")
-    content = text.lstrip(BLANKS)
-    if not content:
-        raise DataError("the structure file is empty", where=where, do=f"give a file in {FORMATS}")
-    if content[0] in "{[":
-        name, parse = "JSON", _from_json
-    elif any(line.lstrip().lower().startswith(("data_", "_cell_length")) for line in content.splitlines()):
-        name, parse = "CIF", _from_cif
-    else:
-        name, parse = "POSCAR", _from_poscar
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = parse(text, max_atoms)
-    except DataError as error:
-        raise DataError(error.what, where=where, why=error.why, do=error.do) from None
-    except Exception as error:  # the parsers raise whatever the first surprise in the text causes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"the {name} file cannot be read: {reason}", where=where, do=f"give a valid file in {FORMATS}"
-        ) from None
-    _check_size(len(structure), max_atoms, where)
-    check_structure(structure, where=where)
-    return structure
-
-
-def _file_text(path: Path) -> str:
-    """Return the text of a file of bounded size."""
-    where = str(path)[:300]
-    try:
-        if not path.is_file():
-            raise DataError("there is no such file", where=where, do="check the path")
-        if path.stat().st_size > MAX_BYTES:
+    def items(self) -> Iterable[Item]:
+        """List the structures by file name, then as each file has them."""
+        seen: dict[str, str] = {}
+        for item in self._items():
+            if item.id in seen:
+                raise DataError(
+                    f"two structures have the id '{item.id[:200]}'",
+                    where=self.path,
+                    why=f"in {seen[item.id]} and {_name(item.ref)}",
+                    do="choose files by 'files', or name their ids by 'id_key'",
+                )
+            seen[item.id] = _name(item.ref)
+            yield item
+        if not seen:
             raise DataError(
-                f"the file has {path.stat().st_size / 1e6:.1f} MB, more than {MAX_BYTES // 10**6}",
-                where=where,
-                do="give a file with one structure, or build shards from a folder of files",
+                "there is no structure file", where=self.path, do="check the path, or say which files by 'files'"
             )
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError("the file is no text", where=where, do="give an unpacked text file") from None
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=where, do="check the path") from None
 
+    def read(self, item: Item) -> Record:
+        """Read one structure."""
+        where = ":".join([str(self.path), *filter(None, [_name(item.ref)]), *map(str, item.ref.get("place", []))])
+        if "refused" in item.ref:
+            raise DataError("this is not read", where=where, why=item.ref["refused"])
+        try:
+            structure, info = self._structure(self.path / item.ref["file"], item)
+            labels = {name: _label(info, key, len(structure)) for name, key in self.labels.items()}
+            tags = {name: _tag(info, key) for name, key in self.tags.items()}
+        except DataError as error:
+            raise DataError(error.what, where=where, why=error.why, do=error.do) from None
+        except Exception as error:  # parsers, codecs and databases raise whatever the first surprise causes
+            raise DataError("this cannot be read", where=where, why=repr(error)[:200]) from None
+        record = structure_record(structure, item.id, tags={name: tag for name, tag in tags.items() if tag is not None})
+        return replace(record, labels={name: value for name, value in labels.items() if value is not None})
 
-def _check_size(atoms: int, max_atoms: int, where: object = None) -> None:
-    if atoms > max_atoms:
-        raise DataError(
-            f"the structure has {atoms} atoms, more than {max_atoms}", where=where, do="give a smaller cell"
-        )
+    def _items(self) -> Iterator[Item]:
+        if self.path.is_dir():
+            for name in _files(self.path):
+                if self._wanted(name):
+                    yield from self._of_file(name, name)
+        elif not self.path.exists():
+            raise DataError("there is no such file or folder", where=self.path, do="check the path")
+        elif is_archive(self.path.name):
+            yield from self._of_archive()
+        else:
+            yield from self._of_file("", self.path.name)
 
+    def _wanted(self, name: str) -> bool:
+        return fnmatchcase(name, self.files) if self.files else bool(form(name)) or is_archive(name)
 
-def _from_json(text: str, max_atoms: int) -> Structure:
-    """Build a structure from pymatgen's ``Structure.as_dict()``, alone or under the key ``structure``."""
-    from pymatgen.core import Lattice, Structure
+    def _of_file(self, file: str, name: str) -> Iterator[Item]:
+        path = self.path / file
+        refused = _refused(path, self.path) or ("it is an archive in a folder" if is_archive(name) else "")
+        if refused or (form(name) == "ase" and codec(name)):
+            yield _item(name, {"file": file, "refused": refused or "it is a packed database"})
+            return
+        with path.open("rb") as raw:
+            stream = unpacked(raw, name, path.stat().st_size)
+            yield from _numbered(parts(stream, path, form(name), self.id_key), name, {"file": file}, _stamp(path))
 
-    table = json.loads(text)
-    if isinstance(table, dict) and isinstance(table.get("structure"), dict):
-        table = table["structure"]
-    if not isinstance(table, dict) or "lattice" not in table or "sites" not in table:
-        raise DataError(
-            "the JSON file holds no pymatgen structure (an object with 'lattice' and 'sites')",
-            do="write it with structure.to('file.json')",
-        )
-    sites = table["sites"]
-    _check_size(len(sites), max_atoms)
-    species = [{str(item["element"]): float(item.get("occu", 1.0)) for item in site["species"]} for site in sites]
-    return Structure(Lattice(table["lattice"]["matrix"]), species, [site["abc"] for site in sites])
+    def _of_archive(self) -> Iterator[Item]:
+        archive, stamp = Archive(self.path), _stamp(self.path)
+        for member in archive.members():
+            name = member.name.removeprefix("./")
+            if _hidden(name) or not self._wanted(name):
+                continue
+            ref = {"file": "", "member": [member.name, *(member.place or ())]}
+            refused = member.refused or ("it is an archive in an archive" if is_archive(name) else "")
+            if refused or form(name) == "ase":
+                yield _item(name, {**ref, "refused": refused or "it is a database in an archive"})
+                continue
+            stream = archive.open(member.name, member.place)
+            yield from _numbered(parts(stream, self.path, form(name), self.id_key), name, ref, stamp)
 
-
-def _from_cif(text: str, max_atoms: int) -> Structure:
-    """Parse a CIF with one structure."""
-    from pymatgen.io.cif import CifParser
-
-    parser = CifParser.from_str(text)
-    for block in parser.as_dict().values():
-        # Symmetry multiplies the listed sites; their number alone is bounded before that is done.
-        columns = [value for key, value in block.items() if key.startswith("_atom_site_") and isinstance(value, list)]
-        _check_size(max(map(len, columns), default=0), max_atoms)
-    structures = parser.parse_structures(primitive=False, on_error="raise")
-    if len(structures) != 1:
-        raise DataError(f"the CIF file holds {len(structures)} structures", do="give a file with exactly one")
-    return structures[0]
-
-
-def _from_poscar(text: str, max_atoms: int) -> Structure:
-    """Parse a POSCAR that names its elements."""
-    from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
-
-    lines = text.splitlines()
-    if len(lines) < 8:
-        raise DataError(f"this is no structure in {FORMATS}", do="check the file's format")
-    # Lines of whole numbers after the lattice are counts of atoms; the parser would expand them unseen.
-    for line in lines[5:16]:
-        if line.split() and all(token.isdecimal() for token in line.split()):
-            _check_size(sum(int(token) for token in line.split()), max_atoms)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        structure = Poscar.from_str(text, read_velocities=False).structure
-    if any(issubclass(item.category, BadPoscarWarning) and "false names" in str(item.message) for item in caught):
-        raise DataError(
-            "the POSCAR does not name its elements",
-            why="the format of VASP 4 has counts of atoms only",
-            do="insert a line with the element names above the counts",
-        )
-    return structure
+    def _structure(self, path: Path, item: Item) -> tuple[Structure, dict[str, Any]]:
+        if _stamp(path) != item.stamp:
+            raise DataError("the file has changed since it was listed", do="begin the build again")
+        name, place = _name(item.ref) or path.name, item.ref.get("place")
+        kind = form(name)
+        if kind == "ase":
+            found = row_structure(path, place[0], self.max_atoms)
+        else:
+            data = _bytes(path, item.stamp, item.ref.get("member"), place)
+            if b"\0" in data:
+                raise DataError("the file is no text", why="it is packed, or binary")
+            # in a CIF, names of authors may be in any encoding; nothing else needs more than ASCII
+            text = data.decode("utf-8", "replace")
+            if kind not in ("json", "jsonl"):
+                return parse_described(text, max_atoms=self.max_atoms, name=XYZ if kind == "xyz" else "")
+            value = json.loads(text)
+            found = (entry_structure if is_entry(value) else structure_of_json)(value, self.max_atoms)
+        check(found[0], self.max_atoms, None)
+        return found
 
 
 def structure_record(structure: Structure, id: str, *, tags: Mapping[str, str] | None = None) -> Record:
@@ -179,64 +200,112 @@ def structure_record(structure: Structure, id: str, *, tags: Mapping[str, str] |
     return Record(id=id, structure=structure, tags={**described, **(tags or {})})
 
 
-def read_dos(path: str | Path, *, atoms: int | None = None, zero_ev: float = 0.0) -> RawDos:
-    """Read a density of states from a CSV file.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file whose header is ``energy_ev,states_per_ev_atom`` or ``energy_ev,states_per_ev_cell``;
-        empty lines and lines that begin with ``#`` are skipped.
-    atoms : int, optional
-        Atoms in the cell; needed for states per cell, not used for states per atom.
-    zero_ev : float
-        Energy, on the file's scale, that becomes 0 eV (Fermi energy or valence band maximum).
-
-    Returns
-    -------
-    RawDos
-        Energies ascending.
-    """
-    where = str(path)
-    text = _file_text(Path(path))
-    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
-    header = rows[0] if rows else []
-    if header not in (["energy_ev", "states_per_ev_atom"], ["energy_ev", "states_per_ev_cell"]):
-        raise DataError(
-            f"the density of states has the header '{','.join(header)[:100]}'",
-            where=where,
-            do="begin the CSV file with 'energy_ev,states_per_ev_atom' or 'energy_ev,states_per_ev_cell'",
-        )
-    if header[1] == "states_per_ev_cell" and (atoms is None or atoms < 1):
-        raise DataError(
-            "the states are given per cell and the number of atoms of the cell is not known",
-            where=where,
-            do="give the number of atoms, or divide by it and name the column states_per_ev_atom",
-        )
-    energy, states = _columns(rows[1:], where)
-    if not (np.diff(energy) > 0).all():
-        raise DataError("the energies do not ascend", where=where, do="sort the rows by energy, each energy once")
-    per_cell = header[1] == "states_per_ev_cell"
-    return RawDos(
-        energy_ev=energy, states_per_ev=states, zero_ev=zero_ev, atoms=int(atoms) if per_cell and atoms else 1
-    )
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder as relative names, sorted within each folder; hidden ones are left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        prefix = Path(place).relative_to(folder)
+        yield from ((prefix / name).as_posix() for name in sorted(names) if not _hidden(name))
 
 
-def _columns(rows: list[list[str]], where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return two columns of finite numbers, or raise `DataError` naming the first bad row."""
-    if len(rows) < 2:
-        raise DataError(f"the density of states has {len(rows)} rows", where=where, do="give at least two energies")
-    for number, row in enumerate(rows, start=1):
-        try:
-            good = len(row) == 2 and all(np.isfinite(float(cell)) for cell in row)
-        except ValueError:
-            good = False
-        if not good:
-            raise DataError(
-                f"data row {number} is '{','.join(row)[:60]}', not two finite numbers",
-                where=where,
-                do="repair or remove the row",
-            )
-    table = np.array(rows, dtype=np.float64)
-    return table[:, 0], table[:, 1]
+def _hidden(name: str) -> bool:
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
+def _refused(path: Path, root: Path) -> str:
+    """Say why a file is not opened, empty where it may be."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "it is no regular file"
+        return "" if path.resolve().is_relative_to(root.resolve()) else "it is a link that leads out of the folder"
+    except OSError as error:
+        return f"it cannot be opened: {error.strerror}"
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _name(ref: Mapping[str, Any]) -> str:
+    """Return the name of a file or of an archive's member, empty where the path itself is the file."""
+    return str(ref["member"][0] if "member" in ref else ref["file"])
+
+
+def _numbered(found: Iterator[Part], name: str, ref: Mapping[str, Any], stamp: str) -> Iterator[Item]:
+    """Turn the parts of a file into items; the only part of a file has the file's own id."""
+    ahead = list(islice(found, 2))
+    for part in chain(ahead, found):
+        entry = dict(ref)
+        if part.place is not None:
+            entry["place"] = list(part.place) if isinstance(part.place, tuple) else [part.place]
+        if part.refused:
+            entry["refused"] = part.refused
+        number = "" if len(ahead) == 1 else part.name
+        yield _item(name, entry, number, own=part.name if part.own else "", stamp=stamp)
+
+
+def _item(name: str, ref: dict[str, Any], number: str = "", *, own: str = "", stamp: str = "") -> Item:
+    id = own or "/".join(filter(None, [stem(name), number]))
+    # a file's name may be no valid text, a JSON key may hold half a character
+    return Item(id=id.encode("utf-8", "backslashreplace").decode(), ref=ref, stamp=stamp)
+
+
+@lru_cache(maxsize=2)
+def _archive(path: str, stamp: str) -> Archive:
+    return Archive(Path(path))
+
+
+@lru_cache(maxsize=4)
+def _stream(path: str, stamp: str, member: tuple[Any, ...]) -> BinaryIO:
+    """Open a packed file or an archive's member, kept open so that reading on does not begin from the start."""
+    if not member:
+        return unpacked(Path(path).open("rb"), path, Path(path).stat().st_size)
+    name, *place = member
+    return _archive(path, stamp).open(name, (place[0], place[1]) if place else None)
+
+
+def _bytes(path: Path, stamp: str, member: list[Any] | None, place: list[int] | None) -> bytes:
+    """Return the bytes of a file, of an archive's member, or of a part of either."""
+    start, size = place or (0, MAX_BYTES + 1)
+    if place and size > MAX_BYTES:
+        raise DataError(f"the structure takes more than {MAX_BYTES // 10**6} MB")
+    if member is None and not codec(path.name):
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+    else:
+        with _READING:
+            stream = _stream(str(path), stamp, tuple(member or ()))
+            stream.seek(start)
+            data = stream.read(size)
+    if len(data) > MAX_BYTES:
+        raise DataError(f"the file has more than {MAX_BYTES // 10**6} MB", do="give one structure a file")
+    return data
+
+
+def _label(info: Mapping[str, Any], source: str | LabelKey, atoms: int) -> float | None:
+    """Return a label, None where it is unknown."""
+    key = source if isinstance(source, str) else source.key
+    value = _scalar(info, key)
+    if value is None:
+        return None
+    if isinstance(value, str) or math.isinf(value):
+        raise DataError(f"'{key}' is {value!r:.60}, no finite number", do="correct it, or leave the key out")
+    if math.isnan(value):
+        return None
+    return value / atoms if isinstance(source, LabelKey) and source.per_atom else float(value)
+
+
+def _tag(info: Mapping[str, Any], key: str) -> str | None:
+    value = _scalar(info, key)
+    return None if value is None else str(value)
+
+
+def _scalar(info: Mapping[str, Any], key: str) -> str | float | None:
+    """Return one text or number, None where the key is missing or null."""
+    value = lookup(info, key)
+    value = getattr(value, "item", lambda: value)()  # of numpy, what the comment line of a frame holds
+    if value is not None and not isinstance(value, str | int | float):
+        raise DataError(f"'{key}' is {type(value).__name__}, no single number or text", do="name another key")
+    return value
