@@ -97,6 +97,17 @@ class Layer:
         order = np.searchsorted(self._starts, positions, side="right") - 1
         self.store.prefetch(self.manifest.shards, order)
 
+    def sizes(self, part: str) -> np.ndarray:
+        """Return (N,) int64: the bytes of a member in each sample, 0 where it is absent."""
+        column = self.columns.parts.index(part)
+        return np.maximum(_joined([index.size[:, column] for index in self.indices], np.int64), 0)
+
+    def digests(self, part: str) -> np.ndarray:
+        """Return (N,) of 16 bytes each: the digest of a member in each sample, zeros where it is absent."""
+        column = self.columns.parts.index(part)
+        digests = [np.ascontiguousarray(index.digest[:, column]) for index in self.indices]
+        return _joined([rows.view("V16")[:, 0] for rows in digests], "V16")
+
     def expected_members(self, shard: int) -> list[str]:
         """Return the names of the tar members of a shard, in order, as its index gives them."""
         index = self.indices[shard]

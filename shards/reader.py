@@ -135,6 +135,16 @@ class Dataset:
         layer, rows = next(pair for pair in self._layers if axis in pair[0].columns.axes)
         return self._spread(layer.lengths(axis), rows)
 
+    def sizes(self, part: str) -> np.ndarray:
+        """Return (N,) int64: the bytes of each sample's member ``part``, ``meta`` or a modality that has arrays."""
+        layer, rows = next(pair for pair in self._layers if part in pair[0].columns.parts)
+        return self._spread(layer.sizes(part), rows)
+
+    def digests(self, part: str) -> np.ndarray:
+        """Return (N,) of 16 bytes each: the digest of each sample's member ``part``, zeros where it is absent."""
+        layer, rows = next(pair for pair in self._layers if part in pair[0].columns.parts)
+        return self._spread(layer.digests(part), rows)
+
     def prefetch(self, positions: np.ndarray) -> None:
         """Say which samples will be read next, and in which order; returns at once.
 
