@@ -60,7 +60,7 @@ ALIASES = {
 }  # fmt: skip
 WRITTEN = str.maketrans({"µ": "u", "μ": "u", "Å": "A", "\u212b": "A", "Ω": "Ohm", "℃": "C", "·": "*", "⋅": "*",
                          "−": "-", "⁻": "-", "¹": "1", "²": "2", "³": "3", "⁴": "4"})  # fmt: skip
-FACTOR = re.compile(r"(.*?[^\d^+-])\^?([+-]?\d+)?")
+FACTOR = re.compile(r"(.*?[^\d^+-])(?:\^?([+-]?\d+))?")
 BRACKETS = re.compile(r".*\S\s*(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\)|\[([^\[\]]+)\])\s*")
 SLASH = re.compile(r".*\S\s+/\s+(\S.*)")
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 # Coarser than for a graph: cells of databases are relaxed to about this.
 SYMPREC_A = 0.1
-PEROVSKITE_ATOMS = 5
+ABX3_ATOMS = 5
+# 0.71 in the ideal cell; above this, cells that relaxed into something else are told apart no more
+CLEARLY_NEARER = 0.85
 Fact = str | float
 
 
@@ -56,17 +58,35 @@ class Facts:
         return sorted(self.structure.composition.elements, key=_electronegativity)
 
     @cached_property
-    def perovskite(self) -> tuple[str, str, str] | None:
-        """A, B and X of a cell of five atoms: X are the most electronegative three, B is the cation nearer to them."""
-        if len(self.structure) != PEROVSKITE_ATOMS:
-            return None
+    def abx3(self) -> tuple[list[int], list[int]] | None:
+        """Two cations and the three most electronegative atoms of a cell of five atoms."""
         species = [site.specie for site in self.structure]
-        order = sorted(range(PEROVSKITE_ATOMS), key=lambda i: _electronegativity(species[i]))
+        order = sorted(range(len(species)), key=lambda i: _electronegativity(species[i]))
         cations, anions = order[:2], order[2:]
-        distance = self.structure.distance_matrix
-        b, a = sorted(cations, key=lambda cation: float(np.mean(distance[cation, anions])))
-        symbols = sorted({species[i].symbol for i in anions})
-        return species[a].symbol, species[b].symbol, " and ".join(symbols)
+        symbols = [species[i].symbol for i in cations]
+        others = {species[i].symbol for i in anions}
+        if len(order) != ABX3_ATOMS or others & set(symbols):
+            return None
+        return cations, anions
+
+    @cached_property
+    def perovskite(self) -> tuple[str, str] | None:
+        """A and B of a perovskite ABX3: B is the cation that is clearly nearer to the anions."""
+        if self.abx3 is None:
+            return None
+        cations, anions = self.abx3
+        distance_a = self.structure.distance_matrix[np.ix_(cations, anions)].mean(axis=1)
+        near, far = np.argsort(distance_a)
+        if distance_a[near] > CLEARLY_NEARER * distance_a[far]:
+            return None
+        return self.structure[cations[far]].specie.symbol, self.structure[cations[near]].specie.symbol
+
+    @cached_property
+    def anions(self) -> str | None:
+        """Elements on the anion sites of a cell ABX3."""
+        if self.abx3 is None:
+            return None
+        return " and ".join(sorted({self.structure[i].specie.symbol for i in self.abx3[1]}))
 
 
 def _electronegativity(element: Any) -> tuple[float, str]:
@@ -100,5 +120,5 @@ FACTS: Mapping[str, Callable[[Facts], Fact | None]] = {
     "density": lambda facts: float(facts.structure.density),
     "a_site": _of_perovskite(0),
     "b_site": _of_perovskite(1),
-    "x_sites": _of_perovskite(2),
+    "x_sites": lambda facts: facts.anions,
 }

@@ -12,6 +12,8 @@ from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import Record, Source
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @FEATURES.register("table")
 class TableFeature(Feature):
@@ -88,7 +90,7 @@ class TableFeature(Feature):
 
     def _number(self, record: Record, name: str) -> float:
         value = record.columns.get(name, 0.0)
-        if isinstance(value, str) or not abs(value) <= np.finfo(np.float32).max:
+        if isinstance(value, str) or not abs(value) <= LARGEST:
             raise DataError(f"column '{name}' is {value!r}, no number", where=record.id, do="correct the table")
         return value
 

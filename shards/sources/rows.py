@@ -6,35 +6,31 @@ Parquet file only the columns that are asked for, one row group at a time.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import lzma
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shards.errors import ConfigError, DataError, suggest
+from shards.formats.packed import codec, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.parquet as pq
 
-MISSING = {"", "-", "--", "–", "—", "nan", "na", "n/a", "n.a.", "#n/a", "none", "null"}
+# as they are written: "Na" is sodium, and "none" may be what was added
+MISSING = {"", "-", "--", "–", "—", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "n.a.", "#N/A", "None", "null", "NULL"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_CELL = 5_000_000
 MAX_HEADER = 500
-# a compressed table may grow to so many times its size, and by so many bytes on top
-MAX_EXPANSION, EXPANSION_BYTES = 50, 50_000_000
-OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
@@ -101,7 +97,7 @@ def open_rows(path: Path, *, delimiter: str | None = None) -> Rows:
         raise DataError(f"the table cannot be read: {error.strerror}", where=path, do="check the path") from None
     if path.suffix == ".parquet":
         return _parquet(path, status.st_size, status.st_mtime_ns)
-    kind = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+    kind = Path(path.stem if codec(path.name) else path.name).suffix
     if delimiter is None and kind not in DELIMITERS:
         raise DataError(
             f"'{path.name}' is no table that can be read",
@@ -112,10 +108,10 @@ def open_rows(path: Path, *, delimiter: str | None = None) -> Rows:
 
 
 def is_missing(cell: Any) -> bool:
-    """Tell whether a cell holds nothing: empty, NaN, or a sign for it such as ``N/A`` or ``-``."""
+    """Tell whether a cell holds nothing: empty, NaN, or a sign for it such as ``N/A`` or ``-`` (`MISSING`)."""
     if cell is None or (isinstance(cell, float) and cell != cell):
         return True
-    return isinstance(cell, str) and cell.strip().lower() in MISSING
+    return isinstance(cell, str) and cell.strip() in MISSING
 
 
 def number(cell: Any, decimal: str = ".") -> float | None:
@@ -215,12 +211,12 @@ def _text(path: Path, delimiter: str, size: int, changed_ns: int) -> Rows:
     import pandas as pd
 
     try:
-        with _bounded(path, size) as file:
+        with path.open("rb") as packed, unpacked(packed, path.name, size) as file:
             frame = pd.read_csv(
                 file, sep=delimiter, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="c"
             ).fillna("")
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(error.what, where=path, why=error.why, do=error.do) from None
     except UnicodeDecodeError:
         raise DataError("the table is no text in UTF-8", where=path, do="save it as CSV in UTF-8") from None
     except (ValueError, OSError, EOFError, lzma.LZMAError) as error:
@@ -228,37 +224,6 @@ def _text(path: Path, delimiter: str, size: int, changed_ns: int) -> Rows:
     if max(len(name) for name in frame.iloc[0]) > MAX_HEADER:
         raise DataError("the first row of the table is no header", where=path, do="begin with the columns' names")
     return TextRows(path, frame)
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that ends in `DataError` after ``limit`` bytes."""
-
-    def __init__(self, file: BinaryIO, limit: int, where: Path) -> None:
-        self._file, self._left, self._where = file, limit, where
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        chunk = self._file.read(len(buffer))
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise DataError(
-                "the compressed table expands beyond reason", where=self._where, do="unpack it if you trust it"
-            )
-        buffer[: len(chunk)] = chunk
-        return len(chunk)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _bounded(path: Path, size: int) -> BinaryIO:
-    if path.suffix not in OPENERS:
-        return path.open("rb")
-    limit = EXPANSION_BYTES + MAX_EXPANSION * size
-    return io.BufferedReader(_Bounded(OPENERS[path.suffix](path), limit, path), 1 << 20)  # type: ignore[return-value]
 
 
 class ParquetRows(Rows):

@@ -32,7 +32,7 @@ MAX_CATEGORIES = 1000
 class TableSource(Source):
     """A CSV, TSV (plain, ``.gz``, ``.bz2``, ``.xz``) or Parquet file with a record a row.
 
-    A cell is missing where it is empty, NaN, ``-``, ``N/A``, ``none`` or ``null``; what it would give is then absent.
+    A cell is missing where it is empty, NaN, ``-``, ``NA``, ``N/A``, ``None`` or ``null``; what it gives is then absent.
     Files that a table names are looked for in the table's folder.
 
     Attributes
@@ -103,8 +103,8 @@ class TableSource(Source):
         inputs = {*self.columns.values(), *self.tags.values(), self.text, self.smiles, self.structure}
         leaking = inputs.intersection(self.labels.values())
         if leaking:
-            names = sorted(map(str, leaking))
-            raise ValueError(f"the columns {names} are labels and inputs too: what is predicted would be known")
+            listed = sorted(map(str, leaking))
+            raise ValueError(f"the columns {listed} are labels and inputs too: what is predicted would be known")
         for option, names in (("categorical", self.columns), ("numeric", self.columns)):
             _declared(option, getattr(self, option), names)
         _declared("units", self.units, {**self.labels, **self.columns})
@@ -241,27 +241,34 @@ class TableSource(Source):
         return self.images.read(self.images.names(id, listed, self.path.parent), self.path.parent)
 
     def _file_stamps(self, plan: Plan, rows_of: Mapping[str, list[int]]) -> dict[str, list[str]]:
-        """Return size and time of the files that each sample names; refuse a picture of several samples."""
+        """Return size and time of the files that each sample names; refuse a picture of unrelated samples."""
         stamps: dict[str, list[str]] = {id: [] for id in rows_of}
         for column in (self.structure_path, *self.spectra.values()):
-            cells = plan.rows.column(column) if column else ()
-            for id, rows in rows_of.items() if column else ():
-                stamps[id] += [stamp(self.path.parent, str(cells[row]).strip()) for row in rows]
+            for id, names in _texts(plan.rows, column, rows_of).items():
+                stamps[id] += [stamp(self.path.parent, name) for name in names]
         if self.images is None:
             return stamps
-        cells = plan.rows.column(self.images.column) if self.images.column else ()
+        listed, groups = (_texts(plan.rows, column, rows_of) for column in (self.images.column, self.group))
         owners: dict[str, str] = {}
-        for id, rows in rows_of.items():
-            listed = [str(cells[row]) for row in rows if not is_missing(cells[row])] if self.images.column else ()
-            for name in self.images.names(id, listed, self.path.parent):
-                if owners.setdefault(name, id) != id:
+        for id in rows_of:
+            for name in self.images.names(id, listed.get(id, ()), self.path.parent):
+                owner = owners.setdefault(name, id)
+                if owner != id and (not groups.get(id) or groups[id] != groups[owner]):
                     raise DataError(
-                        f"the picture '{name}' belongs to '{owners[name]}' and to '{id}'",
+                        f"the picture '{name}' belongs to '{owner}' and to '{id}'",
                         where=self.path,
-                        do="correct the table or the pattern of images",
+                        do="correct the table or the pattern of images, or give both samples the same group",
                     )
                 stamps[id].append(stamp(self.path.parent / self.images.folder, name))
         return stamps
+
+
+def _texts(rows: Rows, column: str | None, rows_of: Mapping[str, list[int]]) -> dict[str, list[str]]:
+    """Return the known cells of a column by sample; none without a column."""
+    if column is None:
+        return {}
+    cells = rows.column(column)
+    return {id: [str(cells[row]).strip() for row in own if not is_missing(cells[row])] for id, own in rows_of.items()}
 
 
 def _declared(option: str, names: Iterable[str], known: Mapping[str, str]) -> None:
