@@ -7,19 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from shards.augment.values import known_entries
-from shards.reader import Dataset
+from shards.orders.base import Samples
 from shards.schema import Arrays, ModalitySpec
 
 
 def standard_deviations(
-    dataset: Dataset, positions: np.ndarray, modality: str, *, limit: int = 20_000
+    dataset: Samples, positions: np.ndarray, modality: str, *, limit: int = 20_000
 ) -> dict[str, np.ndarray]:
     """Measure how far each entry of a modality varies between the samples of a part.
 
     Parameters
     ----------
-    dataset : Dataset
-        Opened with this modality alone where its others are large: every sample drawn is read.
+    dataset : Dataset or Mixture
+        Nothing but this modality is read of it.
     positions : ndarray
         (N,) samples of the part; give the training part, and nothing of validation or test gets in.
     modality : str
@@ -35,7 +35,8 @@ def standard_deviations(
     ordered = np.sort(np.asarray(positions, dtype=np.int64))
     if len(ordered) > limit:
         ordered = np.sort(np.random.default_rng(0).choice(ordered, limit, replace=False))
-    values = (dataset[int(position)].arrays.get(modality) for position in ordered)
+    alone = dataset.select([modality])
+    values = (alone[int(position)].arrays.get(modality) for position in ordered)
     return deviations(dataset.modalities[modality], (value for value in values if value is not None))
 
 

@@ -120,10 +120,11 @@ class ConformerFeature(Feature):
         """Optimise the conformer by a force field, or say why that fails."""
         from rdkit.Chem import rdForceFieldHelpers as Fields
 
-        has_parameters, optimise = {
+        forces: dict[str, tuple[Any, Any]] = {
             "mmff": (Fields.MMFFHasAllMoleculeParams, Fields.MMFFOptimizeMolecule),
             "uff": (Fields.UFFHasAllMoleculeParams, Fields.UFFOptimizeMolecule),
-        }[self.optimise]
+        }
+        has_parameters, optimise = forces[self.optimise]
         if not has_parameters(mol):
             return f"{self.optimise} lacks parameters for it: optimise = 'uff' knows most elements, 'none' needs none"
         if optimise(mol, maxIters=self.max_iterations):
