@@ -12,7 +12,6 @@ from shards.features.base import FEATURES, Feature
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import RawDos, Record
 
-
 # grid points that are smeared at once: bounds the memory
 CHUNK = 64
 
