@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -160,12 +160,25 @@ def glob_expression(pattern: str) -> str:
 
 
 def read_image(path: Path, *, max_pixels: int = 50_000_000, bits: int | None = None) -> np.ndarray:
+    """Decode one PNG, JPEG, TIFF or BMP file; see `decode_image`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"the picture has more than {MAX_FILE_BYTES // 10**6} MB", where=path)
+        with path.open("rb") as file:
+            return decode_image(file, where=str(path), max_pixels=max_pixels, bits=bits)
+    except OSError as error:
+        raise DataError(f"the picture cannot be read: {error.strerror}", where=path) from None
+
+
+def decode_image(file: BinaryIO, *, where: str, max_pixels: int = 50_000_000, bits: int | None = None) -> np.ndarray:
     """Decode one PNG, JPEG, TIFF or BMP.
 
     Parameters
     ----------
-    path : Path
-        The file.
+    file : binary file
+        The picture.
+    where : str
+        Named in errors.
     max_pixels : int
         Larger ones are refused before they are decoded.
     bits : int, optional
@@ -183,14 +196,11 @@ def read_image(path: Path, *, max_pixels: int = 50_000_000, bits: int | None = N
     """
     from PIL import Image, ImageOps
 
-    where = str(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"the picture has more than {MAX_FILE_BYTES // 10**6} MB", where=where)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(file, formats=FORMATS) as picture:
                 _check(picture, max_pixels, where)
                 if picture.mode.startswith("I;16"):
                     return _eight_bits(picture, bits, where)

@@ -13,12 +13,14 @@ import xxhash
 from pydantic import Field
 
 from shards.errors import ConfigError, DataError
+from shards.formats.listing import lookup
+from shards.formats.structure import parse_structure
 from shards.sealed import sha256
 from shards.sources.base import SOURCES, Item, Record, Source
 from shards.sources.mp_client import ID
 from shards.sources.mp_fetch import Plan, State, download
 from shards.sources.pymatgen_json import document, parse_chgcar, parse_dos, read_json
-from shards.sources.structures import parse_structure, structure_record
+from shards.sources.structures import structure_record
 
 LABELS = {
     "band_gap_ev": "band_gap",
@@ -73,6 +75,11 @@ class MaterialsProjectSource(Source):
     connections: int = Field(8, ge=1, le=64)
     attempts: int = Field(8, ge=1)
     pause_s: float = Field(1.0, ge=0.0)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that records may have."""
+        return tuple(self.labels)
 
     def items(self) -> Iterable[Item]:
         """Download what is not there yet, and list the materials in the order of the download."""
@@ -183,9 +190,7 @@ def _labels(summary: Mapping[str, Any], paths: Mapping[str, str], where: str) ->
     """Return the labels that the document knows."""
     labels = {}
     for label, path in paths.items():
-        value: Any = summary
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = lookup(summary, path)
         if value is None:
             continue
         if not isinstance(value, int | float):

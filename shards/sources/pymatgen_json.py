@@ -34,11 +34,12 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             data = (gzip.GzipFile(fileobj=file) if packed else file).read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise DataError(f"the file unpacks to more than {max_bytes >> 20} MB", where=path)
-        return json.loads(data)
+        value = json.loads(data) if len(data) <= max_bytes else None
     except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise DataError("the file is no valid JSON", where=path, why=repr(error)[:200]) from None
+    if len(data) > max_bytes:
+        raise DataError(f"the file unpacks to more than {max_bytes >> 20} MB", where=path)
+    return value
 
 
 def document(value: Any) -> Any:

@@ -350,7 +350,7 @@ def test_json_of_pymatgen_is_numbers_only(tmp_path: Path, project: MaterialsProj
     for wrong in (None, [], {"data": {"total": [[1]]}}, {"data": {"total": {"data": "x"}}, "poscar": {}}):
         with pytest.raises(DataError, match="no charge density"):
             parse_chgcar(wrong)
-    with pytest.raises(DataError, match="more than 0 MB"):
+    with pytest.raises(DataError, match="unpacks to more than 0 MB"):
         read_json(path, max_bytes=100)
     path.write_bytes(b"[" * 100_000)
     with pytest.raises(DataError, match="no valid JSON"):
