@@ -12,6 +12,7 @@ from shards.errors import DataError
 MAX_BYTES = 5_000_000
 CHUNK, MAX_CHUNK = 1 << 18, 1 << 20
 BLANKS = re.compile(r"[ \t\r\n]*")
+DELIMITERS = frozenset(" \t\r\n,:]}")
 # Keys of one structure, and of what pymatgen and the Materials Project write around one.
 KEYS_OF_ONE = {"structure", "lattice", "sites", "properties", "parameters", "data"}
 # Keys beside the rows of an ASE database.
@@ -126,8 +127,8 @@ class _Scanner:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-                # a number at the end of what was read may go on
-                if end < len(self.text) or self.ended:
+                # a number may go on in what is not read yet
+                if self.ended or self.text[end : end + 1] in DELIMITERS:
                     return self._entry(value, end)
             except RecursionError:
                 raise DataError("an entry is nested too deeply", why=f"byte {self.dropped + self.at}") from None

@@ -180,20 +180,29 @@ class Archive:
             self.stream.seek(0)
             with tarfile.open(fileobj=self.stream, mode="r:", errorlevel=0) as tar:
                 for info in tar:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps the header of every member that it has passed
+                    # tarfile keeps the header of every member that it has passed
+                    tar.members.clear()  # type: ignore[attr-defined]
                     full, empty = (full + 1, empty) if info.size else (full, empty + 1)
                     if empty > MAX_EMPTY + 2 * full:
                         raise DataError(f"more than {MAX_EMPTY} members are empty", where=self.path)
                     if not info.isdir():
                         yield _tar_member(info)
-                # tarfile takes a damaged header for the end
-                self.stream.seek(tar.offset)
-                if self.stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise DataError("the archive is cut off or damaged", why=f"byte {tar.offset}")
+                self._check_end(tar.offset)
         except DataError as error:
             raise DataError(error.what, where=self.path, why=error.why, do=error.do) from None
         except Exception as error:  # tarfile and the codecs raise whatever the first surprise causes
             raise DataError("the archive cannot be read", where=self.path, why=repr(error)[:200]) from None
+
+    def _check_end(self, offset: int) -> None:
+        """Raise `DataError` unless only zeros follow, to the end: tarfile takes a damaged header for the end."""
+        self.stream.seek(offset)
+        length = 0
+        while rest := self.stream.read(1 << 16):
+            length += len(rest)
+            if rest.count(0) != len(rest):
+                raise DataError("the archive is damaged, or goes on after its end", why=f"byte {offset}")
+        if length < tarfile.BLOCKSIZE:
+            raise DataError("the archive is cut off", why=f"byte {offset}")
 
     def open(self, name: str, place: tuple[int, int] | None) -> BinaryIO:
         """Open a member, unpacked where its name says that it is packed."""
