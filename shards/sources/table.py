@@ -32,7 +32,7 @@ MAX_CATEGORIES = 1000
 class TableSource(Source):
     """A CSV, TSV (plain, ``.gz``, ``.bz2``, ``.xz``) or Parquet file with a record a row.
 
-    A cell is missing where it is empty, NaN, ``-``, ``NA``, ``N/A``, ``None`` or ``null``; what it gives is then absent.
+    A cell is missing where it is empty, NaN, ``-``, ``NA``, ``N/A``, ``None``, ``null``; what it gives is absent then.
     Files that a table names are looked for in the table's folder.
 
     Attributes
