@@ -100,7 +100,7 @@ class Comparison:
         modalities = list(dict.fromkeys(name for row in recipe.rows for name in row.modalities))
         with self.accelerator.main_process_first():
             shards, *overlays = map(locate, (recipe.data, *recipe.overlays))
-        self.dataset = Dataset(shards)
+        self.dataset = Dataset(shards, overlays=overlays)
         check_schema(self.export.specs, self.dataset, modalities)
         self._check_split()
         self.data = TargetData(self.dataset, recipe.split, recipe.target, recipe.optim.batch_size, self.accelerator)
@@ -238,7 +238,7 @@ class Comparison:
             parameters={"strategy": row.strategy, "modalities": ",".join(row.modalities), "foundation": recipe.model},
             contest={
                 "data": self.dataset.manifest.name,
-                "data_sha256": self.dataset.digest,
+                "data_sha256": self.dataset.sha256,
                 "split": recipe.split,
                 "metric": f"validation {metric} of {recipe.target}",
             },
@@ -249,7 +249,7 @@ class Comparison:
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
         seen = set(self.export.metrics["data_sha256"].split("+"))
-        if seen & set(self.dataset.digest.split("+")) and self.export.recipe.data.split != self.recipe.split:
+        if seen & set(self.dataset.sha256.split("+")) and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(
                 f"the model was pretrained on split '{self.export.recipe.data.split}' of this data set",
                 where="split",

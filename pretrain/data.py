@@ -23,7 +23,7 @@ def open_data(config: DataConfig, find: Callable[[str], Path | str]) -> Dataset 
     """
 
     def opened(path: str, overlays: tuple[str, ...]) -> Dataset:
-        return Dataset(find(path))
+        return Dataset(find(path), overlays=[find(overlay) for overlay in overlays])
 
     if config.path is not None:
         return opened(config.path, config.overlays)

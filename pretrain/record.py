@@ -40,7 +40,7 @@ class Recorder:
 
     def __init__(self, recipe: Recipe, out: Path, dataset: Dataset | Mixture, *, world: int, enabled: bool) -> None:
         self.recipe, self.out, self.enabled = recipe, out, enabled
-        self.data = {"data": dataset.name, "data_sha256": dataset.digest}
+        self.data = {"data": dataset.name, "data_sha256": dataset.sha256}
         parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
         self.tracker = Tracker(recipe.tracking.experiment, recipe.name, parameters, enabled=enabled)
 

@@ -26,6 +26,7 @@ from shards.orders.base import Order
 from shards.orders.sequential import Sequential
 from shards.reader import Dataset
 from shards.schema import Value
+from shards.statistics import standard_deviations
 from shards.stream import BatchStream
 
 FIT_SAMPLES = 20_000
@@ -68,6 +69,7 @@ class Trainer:
         folder = self._newest() if resume else None
         state, self.fitted = Checkpoints.read(folder, self.world) if folder else ({}, self._fit())
         self._check_same_run(folder, state)
+        self.deviations = self._deviations(state.get("deviations", {}))
         torch.manual_seed(recipe.seed)
         autocast = autocast_type(recipe.optim, self.device)
         self.model = MultimodalModel(recipe, self.dataset.modalities, self.fitted, autocast).to(self.device)
@@ -162,8 +164,31 @@ class Trainer:
 
         return fit_encoders(self.recipe, self.dataset.modalities, values)
 
+    def _deviations(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Return by what noise is measured: as the checkpoint has it, or measured by the first rank for all."""
+        noisy = {name for name, config in self.recipe.modalities.items() if config.augment.gaussian_noise}
+        shared: list[Any] = [None]
+        if self.rank == 0:
+            positions = self.dataset.positions(self.recipe.data.split, "train")
+            shared = [dict(known)]
+            for name in sorted(noisy - known.keys()):
+                fields = standard_deviations(self.dataset, positions, name)
+                shared[0][name] = {field: values.tolist() for field, values in fields.items()}
+        dist.broadcast_object_list(shared)
+        return shared[0]
+
+    def _augmenter(self, *, training: bool) -> Augmenter:
+        anchor = getattr(self.recipe.objective_options(), "anchor", None)
+        return Augmenter(
+            self.dataset.modalities,
+            {name: config.augment for name, config in self.recipe.modalities.items()},
+            seed=self.recipe.seed,
+            scales=self.deviations,
+            keep=[anchor] if anchor else [],
+            training=training,
+        )
+
     def _stream(self, part: str, order: Order, *, training: bool) -> BatchStream:
-        augments = {name: config.augment for name, config in self.recipe.modalities.items()}
         return BatchStream(
             self.dataset,
             self.dataset.positions(self.recipe.data.split, part),
@@ -173,19 +198,24 @@ class Trainer:
             world=self.world,
             order=order,
             budget=self.recipe.data.budget,
-            augmenter=Augmenter(self.dataset.modalities, augments, seed=self.recipe.seed, training=training),
+            augmenter=self._augmenter(training=training),
             workers=self.recipe.data.workers,
         )
 
     def _save(self) -> None:
-        state = {"best": self.best, "run": self._identity(), "recipe": self.recipe.resolved()}
+        state = {
+            "best": self.best,
+            "run": self._identity(),
+            "recipe": self.recipe.resolved(),
+            "deviations": self.deviations,
+        }
         self.checkpoints.save(self.engine, self.step, state, self.fitted)
 
     def _identity(self) -> dict[str, Any]:
         """What a step number means: a run that resumed with another of these would repeat or skip samples."""
         data = self.recipe.data
         return {
-            "data_sha256": self.dataset.digest,
+            "data_sha256": self.dataset.sha256,
             "split": data.split,
             "batch_size": data.batch_size,
             "budget": data.budget.model_dump() if data.budget else None,
@@ -224,7 +254,7 @@ class Trainer:
                 return
         raise DataError(
             f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
-            where=self.dataset.name,
+            where=self.dataset.location,
             do="--set evaluation.complete_only=false, or another split",
         )
 

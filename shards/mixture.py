@@ -69,7 +69,8 @@ class Mixture:
         self.modalities = _common_modalities(members, modalities)
         self.members = [replace(m, dataset=m.dataset.select(_shared(self.modalities, m.dataset))) for m in members]
         self.name = "+".join(names)
-        self.digest = "+".join(member.dataset.digest for member in members)
+        self.location = " + ".join(member.dataset.location for member in members)
+        self.sha256 = "+".join(member.dataset.sha256 for member in members)
         self.ids = [f"{member.name}/{sample_id}" for member in members for sample_id in member.dataset.ids]
         self.shard_sizes = [size for member in members for size in member.dataset.shard_sizes]
         self.starts = [0, *itertools.accumulate(len(member.dataset) for member in members)]

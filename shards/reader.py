@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -42,7 +41,9 @@ class Dataset:
     location : str
         The data set as the user named it, without credentials.
     sha256 : str
-        Identity of what is read: the sha256 of the manifest, or of those of all layers.
+        Identity of what is read: the sha256 of the manifest, joined by + to those of the overlays.
+    name : str
+        Name of the data set.
     manifest : Manifest
         What the data set holds, overlays included; its shards are those of ``folder``.
     modalities : dict of str to ModalitySpec
@@ -60,8 +61,9 @@ class Dataset:
         self._overlays = [(layer, rows_of(self._base, layer)) for layer in others]
         self.folder, self.location = self._base.store.folder, self._base.store.location
         hashes = [layer.manifest_sha256 for layer in (self._base, *others)]
-        self.sha256 = hashes[0] if not others else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        self.sha256 = "+".join(hashes)
         self.manifest: Manifest = merged_manifest(self._base, others) if others else self._base.manifest
+        self.name = self.manifest.name
         self.ids = self._base.ids
         self.shard_sizes = [entry.samples for entry in self.manifest.shards]
         self._open(self.manifest.modalities if modalities is None else modalities)
