@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import xxhash
+from numpy.typing import ArrayLike
 
 from shards.augment.config import Augment
-from shards.augment.values import Scales, augment, centred
+from shards.augment.values import augment, centred
 from shards.errors import ConfigError, suggest
 from shards.schema import FieldSpec, ModalitySpec, Sample, Value
 
@@ -31,7 +32,7 @@ class Augmenter:
         Strengths by modality.
     seed : int
         Seed of all draws, from 0.
-    scales : mapping of str to (mapping of str to ndarray), optional
+    scales : mapping of str to (mapping of str to array), optional
         ``scales[modality][field]``: standard deviations over the training part, for every modality with
         ``gaussian_noise``.
     keep : collection of str
@@ -53,11 +54,15 @@ class Augmenter:
         augments: Mapping[str, Augment],
         *,
         seed: int = 0,
-        scales: Mapping[str, Scales] | None = None,
+        scales: Mapping[str, Mapping[str, ArrayLike]] | None = None,
         keep: Collection[str] = (),
         training: bool = True,
     ) -> None:
-        self.seed, self.scales, self.training = seed, scales or {}, training
+        self.seed, self.training = seed, training
+        self.scales = {
+            name: {field: np.asarray(values) for field, values in fields.items()}
+            for name, fields in (scales or {}).items()
+        }
         self.augments = {name: config for name, config in augments.items() if config.varies or config.drops}
         for name, config in self.augments.items():
             if name not in specs:

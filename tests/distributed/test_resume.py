@@ -36,6 +36,7 @@ encoder = {{ kind = "vector", hidden = 16, dim = 8 }}
 augment = {{ noise = 0.05 }}
 [modalities.b]
 encoder = {{ kind = "vector", hidden = 16, dim = 8 }}
+augment = {{ gaussian_noise = 0.05, drop = 0.1, drop_epochs = 20 }}
 [modalities.dos]
 [modalities.dos.encoder]
 kind = "spectrum_transformer"
