@@ -21,10 +21,11 @@ class DosFeature(Feature):
     """Density of states -> states per eV and atom on ``points`` energies from ``start`` to ``stop``.
 
     Energies are counted from the record's ``zero_ev``, so moving the energy axis and the zero
-    together changes nothing. Between the source's energies the density is linear, outside of them
-    it is 0. A source with steps as wide as the grid's, or wider, is read at the grid's energies; of a
-    finer one each grid point holds the mean over its own interval, so that no peak falls between two
-    points and the sum of ``intensity`` times the step is the number of states either way.
+    together changes nothing. Between the source's energies the density is linear, outside of them it
+    is 0. Where the source's step is the grid's, or a multiple of it, the density is read at the grid's
+    energies. On any other source each grid point holds the mean over its own interval (half a step to
+    both sides, inside of the window), so that no peak falls between two points. Either way the integral
+    of ``intensity`` by the trapezoidal rule is the number of states in the window.
 
     Attributes
     ----------
@@ -84,7 +85,7 @@ class DosFeature(Feature):
         self._refuse(record, energy, states)
         intensity = np.maximum(self._resampled(energy, states), 0.0)
         if self.scale == "area":
-            area = intensity.sum() * (self.stop - self.start) / (self.points - 1)
+            area = np.trapezoid(intensity, dx=(self.stop - self.start) / (self.points - 1))
             if area <= 0:
                 raise DataError("the density of states has no states in the window", where=record.id)
             intensity = intensity / area
@@ -123,19 +124,25 @@ class DosFeature(Feature):
         """Return (points,) values on the grid."""
         grid = np.linspace(self.start, self.stop, self.points)
         step = (self.stop - self.start) / (self.points - 1)
+        edges = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
         if self.smearing_ev > 0:
-            # the mean of points that lie denser than sigma is the mean over the grid point's interval
+            # points that lie denser than sigma have the mean of what lies between them
             parts = int(np.ceil(step / self.smearing_ev))
-            offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * step
-            fine = (grid[:, None] + offsets).ravel()
+            inside = np.diff(edges)[:, None] * (np.arange(parts) + 0.5) / parts
+            fine = grid if parts == 1 else (edges[:-1, None] + inside).ravel()
             return _smeared(energy, states, self.smearing_ev, fine).reshape(self.points, parts).mean(axis=1)
-        if np.median(np.diff(energy)) < step * (1.0 - 1e-3):
-            edges = np.append(grid - step / 2, grid[-1] + step / 2)
-            return np.diff(_integral(energy, states, edges)) / step
+        if not _is_multiple(np.diff(energy), step):
+            return np.diff(_integral(energy, states, edges)) / np.diff(edges)
         # Rounding must not push the grid's ends out of a source that spans just this window.
         tolerance = 1e-6 * (self.stop - self.start)
         inside = (grid >= energy[0] - tolerance) & (grid <= energy[-1] + tolerance)
         return np.where(inside, np.interp(grid, energy, states), 0.0)
+
+
+def _is_multiple(steps: np.ndarray, step: float) -> bool:
+    """Tell whether a source's steps are one multiple of the grid's step, up to the rounding of energies."""
+    multiple = max(round(float(np.median(steps)) / step), 1)
+    return bool(np.abs(steps - multiple * step).max() < 2e-3 * step)
 
 
 def _integral(energy: np.ndarray, states: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -95,72 +95,6 @@ def test_large_structures_are_refused() -> None:
         feature({"step": "crystal", "max_atoms": 4})(full_record())
 
 
-# --- density of states ---------------------------------------------------------------------------
-
-
-def dos(
-    energy: np.ndarray, states: np.ndarray, *, zero_ev: float = 0.0, atoms: int = 1, **options: object
-) -> np.ndarray:
-    source = RawDos(energy_ev=energy, states_per_ev=states, zero_ev=zero_ev, atoms=atoms)
-    return feature({"step": "dos", **options})(record(dos=source))["intensity"]  # type: ignore[index]
-
-
-def test_dos_does_not_change_when_axis_and_zero_move_together() -> None:
-    reference = dos(ENERGY, STATES)
-    for shift in (-7.3, 4.25, 120.0):
-        np.testing.assert_allclose(dos(ENERGY + shift, STATES, zero_ev=shift), reference, atol=1e-6)
-    assert np.abs(dos(ENERGY, STATES, zero_ev=1.0) - reference).max() > 0.1
-
-
-def test_dos_is_per_atom_and_its_zero_is_in_the_middle() -> None:
-    np.testing.assert_allclose(dos(ENERGY, STATES, atoms=4), dos(ENERGY, STATES) / 4, rtol=1e-6)
-    peak = np.exp(-((ENERGY - 3.7) ** 2) / 0.1)
-    assert dos(ENERGY, peak, zero_ev=3.7).argmax() == 300
-
-
-def test_dos_on_its_own_grid_is_unchanged() -> None:
-    grid = np.linspace(-10, 10, 601, dtype=np.float32)
-    states = np.random.default_rng(0).uniform(0, 5, 601).astype(np.float32)
-    np.testing.assert_allclose(dos(grid, states), states, atol=2e-4)
-
-
-def test_dos_keeps_its_number_of_states() -> None:
-    smooth = np.exp(-(ENERGY**2) / 8)
-    grid = np.linspace(-10, 10, 601)
-    assert np.trapezoid(dos(ENERGY, smooth), grid) == pytest.approx(np.trapezoid(smooth, ENERGY), rel=1e-3)
-
-
-def test_dos_is_zero_outside_a_source_that_covers_most_of_the_window() -> None:
-    inside = (ENERGY >= -7) & (ENERGY <= 6)
-    values = dos(ENERGY[inside], STATES[inside])
-    grid = np.linspace(-10, 10, 601)
-    assert (values[grid < -7.01] == 0).all() and (values[grid > 6.01] == 0).all()
-    assert (values[(grid > -6.9) & (grid < 5.9)] > 0).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda e, s: (e[400:600], s[400:600]), "covers"),
-        (lambda e, s: (e + 40.0, s), "covers"),
-        (lambda e, s: (e, s - 5.0), "negative"),
-        (lambda e, s: (e, np.where(e > 3, np.nan, s)), "NaN"),
-        (lambda e, s: (e[::-1], s), "do not ascend"),
-        (lambda e, s: (e[:-1], s), "equal length"),
-        (lambda e, s: (e[:1], s[:1]), "equal length"),
-    ],
-)
-def test_bad_densities_of_states_are_refused(change, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        dos(*change(ENERGY, STATES))
-    assert caught.value.where == "BaTiO3 (1.5)" and caught.value.do
-
-
-def test_small_negative_noise_of_a_dos_is_clipped() -> None:
-    values = dos(ENERGY, np.where(np.abs(ENERGY) < 1, -5e-4, 1.0))
-    assert values.min() == 0.0
-
-
 # --- diffraction ---------------------------------------------------------------------------------
 
 
@@ -219,47 +153,7 @@ def test_xrd_refuses_what_has_no_scattering_factor_or_no_peak() -> None:
         xrd(Structure(Lattice.cubic(2.0), ["Li"], [[0, 0, 0]]), start=10.0, stop=20.0, points=128)
 
 
-# --- charge density and text ---------------------------------------------------------------------
-
-
-def wave(n: int) -> np.ndarray:
-    x, y, z = np.meshgrid(*[np.arange(n) / n] * 3, indexing="ij")
-    return 1.0 + 0.5 * np.cos(2 * np.pi * (x - 2 * z)) + 0.3 * np.sin(2 * np.pi * 3 * y)
-
-
-@pytest.mark.parametrize("n", [16, 24, 31, 48])
-def test_charge_density_is_interpolated_exactly_below_its_band_limit(n: int) -> None:
-    value = feature({"step": "charge_density"})(record(charge_density=wave(n)))["density"]  # type: ignore[index]
-    assert value.dtype == np.float16
-    np.testing.assert_allclose(value.astype(float), wave(32), atol=2e-3)
-
-
-def test_charge_density_keeps_its_electrons() -> None:
-    sharp = np.zeros((20, 24, 30))
-    sharp[3, 4, 5] = 100.0
-    value = feature({"step": "charge_density"})(record(charge_density=sharp))["density"]  # type: ignore[index]
-    assert value.min() >= 0.0
-    assert value.astype(float).mean() == pytest.approx(sharp.mean(), rel=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("density", "message"),
-    [
-        (np.full((8, 8, 8), np.nan), "NaN"),
-        (np.full((8, 8, 8), -0.5), "negative"),
-        (np.full((8, 8, 8), 1e6), "float16"),
-        (np.ones((8, 8)), "shape"),
-        (np.ones((8, 8, 0)), "shape"),
-    ],
-)
-def test_bad_charge_densities_are_refused(density: np.ndarray, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        feature({"step": "charge_density"})(record(charge_density=density))
-
-
-def test_small_negative_noise_of_a_charge_density_is_clipped() -> None:
-    value = feature({"step": "charge_density", "points": 8})(record(charge_density=np.full((8, 8, 8), -1e-3)))
-    assert value["density"].min() == 0.0  # type: ignore[index]
+# --- text ----------------------------------------------------------------------------------------
 
 
 def test_text_is_stripped_and_never_empty() -> None:
