@@ -76,6 +76,10 @@ UNKNOWN = [
     ("objective.temperature.inti=1", "temperature.inti", "init"),
     ("objective.kind=anchord", "anchord", "anchored"),
     ("trackin.experiment=x", "trackin", "tracking"),
+    ('data.budget={ axs = "crystal.edges", max = 9 }', "data.budget.axs", "axis"),
+    ('data.mix=[{ path = "x", wieght = 1 }]', "data.mix.0.wieght", "weight"),
+    ("data.order.kind=shufled", "shufled", "shuffled"),
+    ('data.order={ kind = "shuffled", block_shard = 2 }', "block_shard", "block_shards"),
 ]
 
 
@@ -92,11 +96,52 @@ def test_an_unknown_key_is_refused_with_a_suggestion(path: Path, override: str, 
     "override",
     ["optim.lr=-1", "optim.lr=fast", "optim.lr=nan", "data.batch_size=0", "seed=-1", "optim.precision=fp8",
      "objective.temperature.init=0", "modalities.a.encoder.dim=0", "modalities.a.encoder=vector", "objective=anchored",
-     "modalities.a.encoder.kind=7", "objective.kind=[]", "optim.betas=[0.9]", "checkpoint.keep=0"],
+     "modalities.a.encoder.kind=7", "objective.kind=[]", "optim.betas=[0.9]", "checkpoint.keep=0",
+     "data.workers=-1", "data.epoch_samples=5", 'data.mix=[{ path = "x" }]', "data.budget={ axis = 'edges', max = 3 }",
+     "data.budget={ axis = 'crystal.edges', max = 0 }", "data.order={}"],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused(path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         load_recipe(path, [override])
+
+
+MIX = """
+mix = [{ path = "one", weight = 3 }, { path = "two", name = "other", overlays = ["xrd", "s3://bucket/text"] }]
+epoch_samples = 500
+batch_size = 32
+[data.order]
+kind = "curriculum"
+difficulty = "length:crystal.atoms"
+epochs = 20
+[data.budget]
+axis = "crystal.edges"
+max = 20000
+"""
+
+
+def test_a_mix_with_an_order_and_a_budget_means_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.replace('path = "somewhere"\nbatch_size = 12\n', MIX))
+    recipe = load_recipe(path)
+    resolved = recipe.resolved()["data"]
+    assert resolved["mix"][0] == {"path": "one", "weight": 3.0, "name": None, "overlays": []}
+    assert resolved["mix"][1]["overlays"] == ["xrd", "s3://bucket/text"]
+    assert resolved["budget"] == {"axis": "crystal.edges", "max": 20000}
+    assert resolved["order"]["start"] == 0.3
+    assert (resolved["path"], resolved["epoch_samples"], resolved["workers"]) == (None, 500, 1)
+    order = recipe.data.training_order()
+    assert order.model_dump(mode="json") == {
+        "kind": "mixed", "inner": resolved["order"], "batch_size": 32, "samples": 500,
+    }  # fmt: skip
+    assert parse_recipe(recipe.resolved(), where="again").data.training_order() == order
+    for override, message in [
+        ("data.path=x", "give either 'path', or 'mix'"), ("data.mix=[]", "give either 'path', or 'mix'"),
+        ('data.overlays=["x"]', "overlays of a mix belong to its data sets"),
+        ('data.mix=[{ path = "x", weight = 0 }]', "weight"), ('data.mix=[{ path = "x", weight = inf }]', "weight"),
+        ('data.mix=[{ path = "x", name = "a/b" }]', "name"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(path, [override])
 
 
 @pytest.mark.parametrize("missing", ["name", "data", "objective", "modalities"])
