@@ -108,12 +108,13 @@ class Index:
             "axes": self.columns.axes,
             "texts": self.columns.texts,
         }
-        safetensors.numpy.save_file(
+        data = safetensors.numpy.save(
             {name: getattr(self, name) for name in _SHAPES},
-            path,
             # one key: safetensors writes several in an order that differs from process to process
             metadata={"index": json.dumps(names)},
         )
+        # not safetensors' own save_file, whose files no other user may read
+        path.write_bytes(data)
 
     def row(self, row: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]:
         """Return the P offsets, sizes and digests of one sample, as Python objects."""

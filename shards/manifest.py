@@ -14,17 +14,18 @@ MANIFEST = "manifest.json"
 FORMAT = "matloom-shards-2"
 # a file of the data set's own folder: no path leads out of it
 FILE_NAME = r"^\w[\w.-]*$"
+SHA256 = r"^[0-9a-f]{64}$"
 
 
 class ShardEntry(Strict):
     """One shard: tar file, index file, their sha256 and what they hold."""
 
     file: str = Field(pattern=FILE_NAME)
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=SHA256)
+    bytes: int = Field(ge=0)
     index: str = Field(pattern=FILE_NAME)
-    index_sha256: str
-    samples: int
+    index_sha256: str = Field(pattern=SHA256)
+    samples: int = Field(ge=0)
 
 
 class LabelStats(Strict):
@@ -95,18 +96,25 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a data set's manifest, or raise `DataError` saying what is wrong with it."""
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "this is no data set", where=folder, why=f"it has no {MANIFEST}", do="matloom shards build SOURCE FOLDER"
         ) from None
+    return parse_manifest(data, where=path)
+
+
+def parse_manifest(data: bytes, *, where: object) -> Manifest:
+    """Return the manifest in ``data``, or raise `DataError` saying what is wrong with it."""
+    try:
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
             "the manifest is damaged or of another version",
-            where=path,
+            where=where,
             why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
         ) from None
     if manifest.format != FORMAT:
-        raise DataError("the manifest is of another version", where=path, why=f"{manifest.format}, not {FORMAT}")
+        raise DataError("the manifest is of another version", where=where, why=f"{manifest.format}, not {FORMAT}")
     return manifest

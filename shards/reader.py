@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from shards.manifest import Manifest
 from shards.overlay import joined, merged_manifest, rows_of
 from shards.schema import ModalitySpec, Sample
 from shards.store import open_store
+
+if TYPE_CHECKING:
+    from shards.remote import RemoteOptions
 
 # beyond this many ids it takes too long to look for one that is alike
 SUGGESTED = 10_000
@@ -33,6 +37,8 @@ class Dataset:
         Read these alone; the bytes of the others are not touched. Default: all.
     overlays : sequence of Path or str, optional
         Data sets that hold further modalities of some of the samples, joined by id; see `shards.overlay`.
+    remote : RemoteOptions, optional
+        Bound of the cache, time-outs and retries, where ``folder`` or an overlay is a URL.
 
     Attributes
     ----------
@@ -55,9 +61,13 @@ class Dataset:
     """
 
     def __init__(
-        self, folder: Path | str, modalities: Sequence[str] | None = None, overlays: Sequence[Path | str] = ()
+        self,
+        folder: Path | str,
+        modalities: Sequence[str] | None = None,
+        overlays: Sequence[Path | str] = (),
+        remote: RemoteOptions | None = None,
     ) -> None:
-        self._base, *others = [Layer(open_store(place)) for place in (folder, *overlays)]
+        self._base, *others = [Layer(open_store(place, remote)) for place in (folder, *overlays)]
         self._overlays = [(layer, rows_of(self._base, layer)) for layer in others]
         self.folder, self.location = self._base.store.folder, self._base.store.location
         hashes = [layer.manifest_sha256 for layer in (self._base, *others)]

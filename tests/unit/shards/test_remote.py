@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.cache import NodeCache, NoRoomError, on_disk
+from shards.errors import ConfigError, DataError
+from shards.fetching import Fetcher, Patience, _retry_after, open_origin, without_secrets
+from shards.manifest import MANIFEST, ShardEntry
+from shards.reader import Dataset
+from shards.remote import RemoteOptions
+from shards.sealed import SEAL
+from tests.servers import FAULTS, Faults, http_server
+from tests.unit.shards.test_overlay import further, publish
+from tests.unit.shards.test_writer_reader import equal
+
+HASTY = Patience(attempts=6, copies=3, connect_s=5.0, stall_s=0.1, backoff_s=0.002, longest_s=0.01)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the test's own; what a test opened must end with it."""
+    monkeypatch.setenv("MATLOOM_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "remote"
+    for thread in threading.enumerate():
+        if thread.name in ("shards", "indices"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def options(**changes: object) -> RemoteOptions:
+    return RemoteOptions(**{"patience": HASTY, **changes})  # type: ignore[arg-type]
+
+
+def usage(folder: Path) -> int:
+    """Bytes on disk of all files, those that vanish while one looks left out."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(root, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def test_a_url_reads_as_the_folder_does(toy: Dataset, toy_folder: Path) -> None:
+    with http_server(toy_folder) as server:
+        with Dataset(server.url + "/", remote=options()) as remote:
+            assert (remote.ids, remote.manifest, remote.sha256) == (toy.ids, toy.manifest, toy.sha256)
+            assert all(equal(*pair) for pair in zip(remote, toy, strict=True))
+            assert remote.location == server.url
+            few = remote.select(["dos"])
+            assert few[3].modalities == toy[3].modalities & {"dos"}
+        fetched = Counter(name for name, _, _ in server.requests)
+        assert all(fetched[entry.file] == fetched[entry.index] == 1 for entry in toy.manifest.shards)
+        with Dataset(server.url, remote=options()) as again:
+            assert equal(again[17], toy[17])
+        fetched = Counter(name for name, _, _ in server.requests)
+        assert set(fetched.values()) == {1, 2}
+        assert {name for name, times in fetched.items() if times == 2} == {SEAL, MANIFEST}
+
+
+def test_a_local_set_may_have_a_remote_overlay(toy: Dataset, toy_folder: Path, tmp_path: Path) -> None:
+    samples = further(toy)
+    layer = publish(tmp_path / "layer", samples)
+    with http_server(layer) as server, Dataset(toy_folder, overlays=[server.url], remote=options()) as both:
+        both.prefetch(np.arange(len(both)))
+        position = toy.position(samples[0].id)
+        assert both[position].labels["score"] == position
+
+
+def test_a_file_url_is_the_folder(toy: Dataset, toy_folder: Path) -> None:
+    assert equal(Dataset(toy_folder.as_uri())[5], toy[5])
+
+
+def test_any_file_system_of_fsspec_is_read(toy: Dataset, toy_folder: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(toy_folder), "/bucket/toy", recursive=True)
+    try:
+        with Dataset("memory://bucket/toy", remote=options()) as remote:
+            assert all(equal(*pair) for pair in zip(remote, toy, strict=True))
+        with Dataset("memory://bucket/toy", remote=options(cache_gb=9e-5)) as remote, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert all(equal(*pair) for pair in zip(remote, toy, strict=True))
+    finally:
+        memory.rm("/bucket", recursive=True)
+    with pytest.raises(DataError, match=r"memory://bucket/toy/seal\.json(.|\n)*no such file"):
+        Dataset("memory://bucket/toy", remote=options())
+    with pytest.raises(ConfigError, match="fsspec knows no such kind"):
+        Dataset("carrier-pigeon://loft/toy", remote=options())
+
+
+def test_a_new_data_set_behind_an_old_url_is_seen(toy: Dataset, tmp_path: Path) -> None:
+    one, two = (publish(tmp_path / name, further(toy)[start:]) for start, name in enumerate(("one", "two")))
+    with http_server(tmp_path) as server:
+        (tmp_path / "now").symlink_to(one)
+        assert len(Dataset(f"{server.url}/now", remote=options())) == 20
+        (tmp_path / "now").unlink()
+        (tmp_path / "now").symlink_to(two)
+        assert len(Dataset(f"{server.url}/now", remote=options())) == 19
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_each_fault_alone_is_survived(toy: Dataset, toy_folder: Path, kind: str) -> None:
+    faults = Faults(seed=1, rate=1.0, kinds=[kind], most=2, only=r"\.tar")
+    with http_server(toy_folder, faults) as server, Dataset(server.url, remote=options(threads=1)) as remote:
+        assert all(equal(remote[position], toy[position]) for position in range(0, 60, 5))
+    assert faults.counts == {kind: 2}
+
+
+def test_thirty_servers_that_fail_end_in_the_right_data_or_a_named_error(
+    toy: Dataset, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes: Counter[str] = Counter()
+    injected: Counter[str] = Counter()
+    for seed in range(30):
+        # the rate grows over the runs, until hardly any request is answered well
+        faults = Faults(seed=seed, rate=0.1 + 0.027 * seed)
+        monkeypatch.setenv("MATLOOM_CACHE", str(tmp_path / str(seed)))
+        with http_server(toy_folder, faults) as server:
+            size = 1.0 if seed % 3 else 9e-5
+            try:
+                with Dataset(server.url, remote=options(cache_gb=size)) as remote, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    if seed % 2:
+                        remote.prefetch(np.arange(60))
+                    assert all(equal(remote[position], toy[position]) for position in range(0, 60, 4))
+                outcomes["right"] += 1
+            except DataError as error:
+                assert server.url in str(error)  # noqa: PT017
+                assert any(name in str(error) for name in ("shard-00000", MANIFEST, SEAL))  # noqa: PT017
+                outcomes["named error"] += 1
+        injected.update(faults.counts)
+    with capsys.disabled():
+        print(f"\n30 runs: {dict(outcomes)}; faults: {dict(injected)}")
+    assert outcomes.total() == 30
+    assert min(outcomes["right"], outcomes["named error"]) >= 3
+    assert set(injected) == set(FAULTS)
+
+
+def shard_of(toy: Dataset) -> ShardEntry:
+    return toy.manifest.shards[0]
+
+
+def test_a_broken_download_goes_on_at_the_byte_where_it_broke(toy: Dataset, toy_folder: Path) -> None:
+    entry, faults = shard_of(toy), Faults(seed=3, rate=1.0, kinds=["short"], most=3)
+    with http_server(toy_folder, faults) as server:
+        sink = io.BytesIO()
+        fetcher = Fetcher(open_origin(server.url, HASTY), HASTY)
+        fetcher.into(sink, entry.file, size=entry.bytes, sha256=entry.sha256)
+        fetcher.origin.close()
+    firsts, sent = [first for _, first, _ in server.requests], [count for _, _, count in server.requests]
+    assert firsts == [0, *np.cumsum(sent)[:-1].tolist()]
+    assert sum(sent) == entry.bytes
+    assert len(firsts) == 4
+
+
+def test_a_partial_file_of_a_killed_process_is_gone_on_with(toy: Dataset, toy_folder: Path, cache: Path) -> None:
+    entry = shard_of(toy)
+    shards = cache / "shards"
+    shards.mkdir(parents=True)
+    half = (toy_folder / entry.file).read_bytes()[: entry.bytes // 2]
+    (shards / f"{entry.sha256}.{entry.bytes}.tar.partial").write_bytes(half)
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options()) as remote:
+        assert equal(remote[0], toy[0])
+    assert [(first, sent) for name, first, sent in server.requests if name == entry.file] == [
+        (len(half), entry.bytes - len(half))
+    ]
+
+
+def test_wrong_bytes_are_fetched_again_and_then_named(toy: Dataset, toy_folder: Path, cache: Path) -> None:
+    entry, faults = shard_of(toy), Faults(rate=1.0, kinds=["wrong"], only=r"\.tar")
+    with http_server(toy_folder, faults) as server, Dataset(server.url, remote=options()) as remote:
+        with pytest.raises(DataError) as caught:
+            remote[0]
+        assert faults.counts["wrong"] == HASTY.copies
+    for part in (f"{server.url}/{entry.file}", "wrong bytes", entry.sha256, f"{entry.bytes} bytes"):
+        assert part in str(caught.value)
+    assert not list((cache / "shards").iterdir())
+
+
+def test_members_read_by_range_are_verified(toy: Dataset, toy_folder: Path) -> None:
+    faults = Faults(seed=2, rate=1.0, kinds=["wrong"], only=r"\.tar", most=2)
+    with http_server(toy_folder, faults) as server, Dataset(server.url, remote=options(cache_gb=9e-5)) as remote:
+        with pytest.warns(UserWarning, match="range requests; set MATLOOM_CACHE_GB"):
+            assert equal(remote[0], toy[0])
+        faults.rate, faults.most = 0.0, None
+        assert all(equal(*pair) for pair in zip(remote, toy, strict=True))
+        faults.rate = 1.0
+        with pytest.raises(
+            DataError, match=rf"{server.url}/{shard_of(toy).file}(.|\n)*bytes 512 to \d+, fetched 3 times"
+        ):
+            remote[0]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_is_forbidden_or_not_there_is_named_at_once(toy_folder: Path, status: int) -> None:
+    class Refusing(Faults):
+        def draw(self, name: str) -> tuple[str, float]:
+            self.counts[name] += 1
+            return str(status), 0.0
+
+    faults = Refusing()
+    with http_server(toy_folder, faults) as server, pytest.raises(DataError, match=f"answers {status}") as caught:
+        Dataset(server.url, remote=options())
+    assert f"{server.url}/{SEAL}" in str(caught.value)
+    assert faults.counts == {SEAL: 1}
+
+
+def test_a_server_that_is_not_there_is_named(toy_folder: Path) -> None:
+    with http_server(toy_folder) as server:
+        url = server.url
+    with pytest.raises(DataError, match=rf"{url}/seal\.json(.|\n)*ConnectionError(.|\n)*6 failures"):
+        Dataset(url, remote=options())
+
+
+def test_retry_after_is_honoured_and_bounded(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _retry_after("7") == 7.0
+    assert 5.0 < _retry_after(formatdate(time.time() + 9, usegmt=True)) <= 9.0
+    assert _retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == _retry_after("soon") == _retry_after(None) == 0.0
+
+    class Busy(Faults):
+        def draw(self, name: str) -> tuple[str, float]:
+            self.counts[name] += 1
+            return "429" if self.counts[name] == 1 else "", 0.0
+
+    waits: list[float] = []
+    wait = threading.Event.wait
+    monkeypatch.setattr("shards.fetching._retry_after", lambda value: 0.02 if value == "0" else 0.0)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, s=None: waits.append(s) or wait(self, s))
+    with http_server(toy_folder, Busy()) as server:
+        Dataset(server.url, remote=options()).close()
+    assert 0.02 in waits
+    monkeypatch.setattr("shards.fetching._retry_after", lambda value: 3600.0)
+    with http_server(toy_folder, Busy()) as server, pytest.raises(DataError, match="asks to wait 3600 s"):
+        Dataset(server.url, remote=options())
+
+
+def test_secrets_of_a_url_stand_in_no_message(toy_folder: Path) -> None:
+    with http_server(toy_folder) as server:
+        netloc = server.url.removeprefix("http://")
+        url = f"http://user:pass-word@{netloc}/nowhere?X-Signature=s3cr3t"
+        assert without_secrets(url) == f"http://{netloc}/nowhere"
+        with pytest.raises(DataError) as caught:
+            Dataset(url, remote=options())
+    with pytest.raises(DataError) as refused:
+        Dataset(url, remote=options())
+    for error in (caught.value, refused.value):
+        assert "pass-word" not in str(error)
+        assert "s3cr3t" not in str(error)
+        assert "nowhere" in str(error)
+
+
+def test_a_hash_that_is_a_path_is_refused(toy: Dataset) -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError):
+        ShardEntry.model_validate(shard_of(toy).model_dump() | {"sha256": "../../x"})
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "nan", ""])
+def test_a_bound_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MATLOOM_CACHE_GB", value)
+    with pytest.raises(ConfigError, match="MATLOOM_CACHE_GB"):
+        _ = RemoteOptions().cache_bytes
+
+
+def test_indices_that_do_not_fit_are_named(toy_folder: Path) -> None:
+    with http_server(toy_folder) as server, pytest.raises(DataError, match="no room for the indices"):
+        Dataset(server.url, remote=options(cache_gb=1e-5))
+
+
+def name_of(letter: str) -> str:
+    return hashlib.sha256(letter.encode()).hexdigest()
+
+
+def put(cache: NodeCache, letter: str, size: int = 4096) -> int:
+    sink = cache.claim(name_of(letter), size)
+    assert sink is not None
+    with sink:
+        sink.write(letter.encode() * size)
+        return cache.finish(sink, name_of(letter), size)
+
+
+def names(cache: NodeCache) -> set[str]:
+    held = {path.name.split(".")[0] for path in (cache.folder / "shards").iterdir()}
+    return {letter for letter in "abcdefgh" if name_of(letter) in held}
+
+
+def test_the_cache_removes_what_was_used_longest_ago_and_nothing_that_is_leased(tmp_path: Path) -> None:
+    cache, other = NodeCache(tmp_path, 3 * 4096), NodeCache(tmp_path, 3 * 4096)
+    leases = {letter: put(cache, letter) for letter in "abc"}
+    for age, letter in enumerate("abc"):
+        os.utime(tmp_path / "shards" / f"{name_of(letter)}.4096.tar", (age, age))
+    with pytest.raises(NoRoomError):
+        other.claim(name_of("d"), 4096)
+    os.close(leases.pop("b"))
+    os.close(put(other, "d"))
+    assert names(cache) == {"a", "c", "d"}
+    # a is older than c, until it is leased once more
+    os.close(leases.pop("a"))
+    os.close(leases.pop("c"))
+    again = other.lease(name_of("a"), 4096)
+    assert again is not None
+    os.close(again)
+    os.close(put(other, "e"))
+    assert names(cache) == {"a", "d", "e"}
+    assert cache.lease(name_of("c"), 4096) is None
+
+
+def test_nothing_is_removed_where_that_would_not_be_enough(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, 3 * 4096)
+    held = put(cache, "a")
+    os.close(put(cache, "b"))
+    with pytest.raises(NoRoomError):
+        cache.claim(name_of("c"), 3 * 4096)
+    assert names(cache) == {"a", "b"}
+    os.close(held)
+
+
+def test_a_shard_that_is_being_fetched_counts_with_all_its_bytes(tmp_path: Path) -> None:
+    cache, other = NodeCache(tmp_path, 5 * 4096), NodeCache(tmp_path, 5 * 4096)
+    sink = cache.claim(name_of("a"), 3 * 4096)
+    assert sink is not None
+    assert other.claim(name_of("a"), 3 * 4096) is None
+    with pytest.raises(NoRoomError):
+        other.claim(name_of("b"), 3 * 4096)
+    sink.write(b"half")
+    sink.close()
+    # its process is gone: the same shard is gone on with, another one takes its room
+    resumed = other.claim(name_of("a"), 3 * 4096)
+    assert resumed is not None
+    assert resumed.read() == b"half"
+    resumed.close()
+    os.close(put(other, "b", 3 * 4096))
+    assert names(cache) == {"b"}
+
+
+def test_a_lower_bound_is_kept_from_the_start(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, 4 * 4096)
+    for letter in "abcd":
+        os.close(put(cache, letter))
+    NodeCache(tmp_path, 4096)
+    assert len(names(cache)) == 1
+
+
+def test_who_waits_for_a_shard_gets_it_when_it_is_there(tmp_path: Path) -> None:
+    cache, found = NodeCache(tmp_path, 1 << 20), []
+    sink = cache.claim(name_of("a"), 4096)
+    assert sink is not None
+
+    def wait() -> None:
+        other = NodeCache(tmp_path, 1 << 20)
+        while not found:
+            handle = other.lease(name_of("a"), 4096)
+            if handle is None:
+                other.wait(name_of("a"), 4096)
+            else:
+                found.append(handle)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    with sink:
+        sink.write(bytes(4096))
+        found_here = cache.finish(sink, name_of("a"), 4096)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    for handle in (*found, found_here):
+        os.close(handle)
+
+
+def test_an_array_keeps_its_shard_in_the_cache(toy: Dataset, toy_folder: Path, cache: Path) -> None:
+    bound = (40960 + 4 * on_disk(max(entry.bytes for entry in toy.manifest.shards)) // 2) / 1e9
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options(cache_gb=bound)) as remote:
+        held = {position: remote[position] for position in (0,)}
+        entry = shard_of(toy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for position in range(60):
+                assert equal(remote[position], toy[position])
+        path = cache / "shards" / f"{entry.sha256}.{entry.bytes}.tar"
+        assert path.exists()
+        assert usage(cache) <= bound * 1e9
+        del held, remote
