@@ -58,6 +58,7 @@ FEATURES: Registry[type[Feature]] = Registry(
             "fingerprint",
             "image",
             "molecule",
+            "robocrys",
             "smiles",
             "spectrum",
             "table",
