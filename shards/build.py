@@ -97,7 +97,7 @@ def build(
     works = _listed(source) if isinstance(source, Source) else source
     tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(out), sealing(out, resume=True) as stage:
+    with alone(out), sealing(out, resume=True) as stage:
         template = Chunk(
             number=0,
             stage=stage.resolve(),
@@ -119,15 +119,15 @@ def build(
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the right to build ``out``, or raise `DataError`."""
+def alone(out: Path) -> Iterator[None]:
+    """Hold the right to write the data set ``out``, or raise `DataError` where another process holds it."""
     path = out.parent / f".{out.name}.lock"
     try:
         with FileLock(path, timeout=0):
             yield
             path.unlink(missing_ok=True)
     except Timeout:
-        raise DataError("another process is building this data set", where=out, do="wait for it to end") from None
+        raise DataError("another process is writing this data set", where=out, do="wait for it to end") from None
 
 
 def _listed(source: Source) -> list[Item]:

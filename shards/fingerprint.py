@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from shards.crystals import check_structure, neighbours
 from shards.errors import DataError
-from shards.schema import Arrays
+from shards.schema import Arrays, ModalitySpec
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -30,6 +30,12 @@ WIDTH = 0.15
 # candidates differ by less than this share of their distributions: displacements within SITE_TOLERANCE make 0.09
 MAX_DIFFERENCE = 0.15
 SYMPREC_A = (0.1, 0.01, 1e-3, 1e-5)
+FIELDS = ("atomic_numbers", "frac_coords", "lattice")
+
+
+def crystal_modalities(modalities: Mapping[str, ModalitySpec]) -> list[str]:
+    """Return the names of the modalities whose arrays hold a crystal."""
+    return [name for name, spec in modalities.items() if set(FIELDS) <= set(spec.fields)]
 
 
 def prototype_label(structure: Structure) -> str:
@@ -75,7 +81,7 @@ def duplicates(crystals: Iterable[tuple[str, Arrays]]) -> list[list[str]]:
     """
     buckets: dict[tuple[int, ...], list[tuple[str, Arrays]]] = {}
     for sample_id, arrays in crystals:
-        kept = {name: arrays[name] for name in ("atomic_numbers", "frac_coords", "lattice")}
+        kept = {name: arrays[name] for name in FIELDS}
         buckets.setdefault(_reduced_formula(arrays["atomic_numbers"]), []).append((sample_id, kept))
     return [found for bucket in buckets.values() if len(bucket) > 1 for found in _equal(bucket)]
 
@@ -99,6 +105,14 @@ def distance_distribution(arrays: Arrays) -> np.ndarray:
     return np.stack([peaks.sum(axis=0), peaks[own].sum(axis=0)]) / len(numbers)
 
 
+def structure_of(arrays: Arrays) -> Structure:
+    """Return the crystal of ``atomic_numbers``, ``frac_coords`` and ``lattice`` as a pymatgen structure."""
+    from pymatgen.core import Element, Structure
+
+    species = [Element.from_Z(int(number)) for number in arrays["atomic_numbers"]]
+    return Structure(arrays["lattice"], species, arrays["frac_coords"])
+
+
 def _equal(bucket: list[tuple[str, Arrays]]) -> Iterator[list[str]]:
     """Yield the ids of equal crystals among those of one formula."""
     matcher = _matcher()
@@ -113,8 +127,8 @@ def _equal(bucket: list[tuple[str, Arrays]]) -> Iterator[list[str]]:
         for candidate in np.argsort(gaps, kind="stable"):
             if gaps[candidate] > MAX_DIFFERENCE:
                 continue
-            structure = structure or _structure(arrays)
-            if matcher.fit(_structure(firsts[candidate]), structure):
+            structure = structure_of(arrays) if structure is None else structure
+            if matcher.fit(structure_of(firsts[candidate]), structure):
                 groups[candidate].append(sample_id)
                 break
         else:
@@ -133,13 +147,6 @@ def _matcher() -> Any:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return StructureMatcher(ltol=LENGTH_TOLERANCE, stol=SITE_TOLERANCE, angle_tol=ANGLE_TOLERANCE_DEG)
-
-
-def _structure(arrays: Arrays) -> Structure:
-    from pymatgen.core import Element, Structure
-
-    species = [Element.from_Z(int(number)) for number in arrays["atomic_numbers"]]
-    return Structure(arrays["lattice"], species, arrays["frac_coords"])
 
 
 def _symmetry(structure: Structure) -> Any:

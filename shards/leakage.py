@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from shards.codecs import digest
-from shards.fingerprint import duplicates
+from shards.fingerprint import FIELDS, crystal_modalities, duplicates
 from shards.manifest import Split
 from shards.reader import Dataset
-from shards.schema import Arrays, ModalitySpec
+from shards.schema import Arrays
 from shards.splits.plan import UNASSIGNED
 
 EXAMPLES = 5
-STRUCTURE = {"atomic_numbers", "frac_coords", "lattice"}
 KINDS = {
     "structure": "same structure",
     "group": "same group",
@@ -89,7 +88,7 @@ def find_leakage(dataset: Dataset, progress: Callable[[int], None] | None = None
     progress : callable, optional
         Called with the number of samples read.
     """
-    crystals = [name for name, spec in dataset.modalities.items() if _holds_crystal(spec)]
+    crystals = crystal_modalities(dataset.modalities)
     texts = [name for name, spec in dataset.modalities.items() if spec.kind == "text"]
     alike = {kind: defaultdict[object, list[str]](list) for kind in KINDS if kind != "structure"}
     structures: dict[str, list[tuple[str, Arrays]]] = {name: [] for name in crystals}
@@ -99,7 +98,7 @@ def find_leakage(dataset: Dataset, progress: Callable[[int], None] | None = None
         for name, text in sample.text.items():
             alike["text"][name, digest(" ".join(text.split()).encode())].append(sample.id)
         for name, arrays in sample.arrays.items():
-            structures[name].append((sample.id, {key: arrays[key].copy() for key in STRUCTURE}))
+            structures[name].append((sample.id, {key: arrays[key].copy() for key in FIELDS}))
         if progress is not None:
             progress(done)
     for name in set(dataset.modalities) - set(texts):
@@ -125,7 +124,3 @@ def _leak(name: str, split: Split, kind: str, sets: Iterable[list[str]]) -> Leak
             crossing.append(parts)
     samples = sum(len(ids) for parts in crossing for ids in parts.values())
     return Leak(name, kind, len(crossing), samples, crossing[:EXAMPLES])
-
-
-def _holds_crystal(spec: ModalitySpec) -> bool:
-    return spec.kind == "graph" and set(spec.fields) >= STRUCTURE

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shards.reader import Dataset
-from shards.schema import Sample
+from shards.schema import META, Sample
 
 BINS = 24
 TEXT_CHARACTERS = 200
@@ -26,7 +26,9 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
     dict
         ``name``, ``samples``, ``modalities`` (kind, fields, feature parameters), ``coverage``
         (matrix: samples that have both modalities), ``complete`` (samples that have all),
-        ``splits`` (samples and complete samples a part), ``labels``, ``shards``, ``bytes``, ``quarantined``.
+        ``splits`` (samples and complete samples a part), ``labels``, ``shards``, ``shard_samples``
+        (of each), ``bytes``, ``sizes`` (bytes of each modality; ``meta`` holds texts, labels and tags),
+        ``quarantined`` (id to reason), ``reasons`` (see `grouped_reasons`).
     """
     manifest = dataset.manifest
     names = list(dataset.modalities)
@@ -52,9 +54,16 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         },
         "labels": {name: stats.model_dump() for name, stats in manifest.labels.items()},
         "shards": len(manifest.shards),
+        "shard_samples": dataset.shard_sizes,
+        "sizes": {part: int(dataset.sizes(part).sum()) for part in _parts(dataset)},
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "quarantined": manifest.quarantined,
+        "reasons": grouped_reasons(manifest.quarantined),
     }
+
+
+def _parts(dataset: Dataset) -> list[str]:
+    return [META, *(name for name, spec in dataset.modalities.items() if spec.kind != "text")]
 
 
 def presence(dataset: Dataset) -> np.ndarray:
