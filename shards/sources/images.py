@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import warnings
@@ -38,7 +37,7 @@ class ImageFiles(Strict):
     folder : str
         Folder of the files, from the table's own.
     pattern : str, optional
-        Instead of a column: file names of a sample, ``{id}`` for its id and ``*``, ``?`` as in a shell.
+        Instead of a column: file names of a sample, ``{id}`` for its id, ``*`` for any letters, ``?`` for one.
     separator : str
         What separates file names in a cell.
     max_pixels, max_images : int
@@ -80,9 +79,8 @@ class ImageFiles(Strict):
             found = [name.strip() for cell in cells for name in cell.split(self.separator)]
             return list(dict.fromkeys(name for name in found if name))
         # what all matches begin with, so that a sorted listing is searched only where they can be
-        literal = re.split(r"[*?\[]", self.pattern)[0]
-        shape = self.pattern.replace("{id}", glob.escape(id))
-        return _matching(str(base / self.folder), shape, literal.replace("{id}", id))
+        start = re.split(r"[*?]", self.pattern)[0].replace("{id}", id)
+        return _matching(str(base / self.folder), _expression(self.pattern, id), start)
 
     def read(self, names: Sequence[str], base: Path) -> tuple[np.ndarray, ...]:
         """Decode pictures to uint8 (height, width) or (height, width, 3).
@@ -136,27 +134,26 @@ def _listing(folder: str, changed_ns: int) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _matching(folder: str, pattern: str, prefix: str) -> list[str]:
-    """Return the files that match, which all begin with ``prefix``; ``*`` does not cross folders."""
+def _matching(folder: str, expression: re.Pattern[str], start: str) -> list[str]:
+    """Return the files that match, all of which begin with ``start``."""
     try:
         files = _listing(folder, os.stat(folder).st_mtime_ns)
     except OSError as error:
         raise DataError(f"the folder of pictures cannot be read: {error.strerror}", where=folder) from None
-    shape = re.compile(glob_expression(pattern))
     found = []
-    for index in range(bisect_left(files, prefix), len(files)):
-        if not files[index].startswith(prefix):
+    for index in range(bisect_left(files, start), len(files)):
+        if not files[index].startswith(start):
             break
-        if shape.fullmatch(files[index]):
+        if expression.fullmatch(files[index]):
             found.append(files[index])
     return found
 
 
-def glob_expression(pattern: str) -> str:
-    """Return the regular expression of a shell pattern whose ``*`` and ``?`` stop at a slash."""
-    parts = re.split(r"(\*|\?|\[[^\]]+\])", pattern)
-    spelled = {"*": "[^/]*", "?": "[^/]"}
-    return "".join(spelled.get(part, part if index % 2 else re.escape(part)) for index, part in enumerate(parts))
+def _expression(pattern: str, id: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern; ``*`` and ``?`` stop at a slash."""
+    spelled = {"{id}": re.escape(id), "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\{id\}|\*|\?)", pattern)
+    return re.compile("".join(spelled.get(part, re.escape(part)) for part in parts))
 
 
 def read_image(path: Path, *, max_pixels: int = 50_000_000, bits: int | None = None) -> np.ndarray:
