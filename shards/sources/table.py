@@ -59,7 +59,7 @@ class TableSource(Source):
         Name to column of descriptive strings; formula and chemical system of a structure are added.
     arrays : dict of str to (str or tuple of str)
         Name to the numeric columns of a vector (names, or one pattern such as ``emb_*``), or to one column that holds
-        lists.
+        lists (in Parquet, or as JSON text).
     spectra : dict of str to str
         Name to the column of names of text files with two columns.
     images : ImageFiles, optional
@@ -253,7 +253,7 @@ class TableSource(Source):
         for id in rows_of:
             for name in self.images.names(id, listed.get(id, ()), self.path.parent):
                 owner = owners.setdefault(name, id)
-                if owner != id and (not groups.get(id) or groups[id] != groups[owner]):
+                if owner != id and (not groups.get(id) or set(groups[id]) != set(groups[owner])):
                     raise DataError(
                         f"the picture '{name}' belongs to '{owner}' and to '{id}'",
                         where=self.path,

@@ -33,6 +33,7 @@ def full_record() -> Record:
         dos=RawDos(energy_ev=ENERGY, states_per_ev=STATES, atoms=5),
         charge_density=np.random.default_rng(0).uniform(0.1, 2.0, (32, 32, 32)),
         text=" A perovskite.\n",
+        smiles="CCO",
         images=(np.arange(600, dtype=np.uint8).reshape(20, 30), np.zeros((40, 40, 3), dtype=np.uint8)),
         columns={"voltage_kv": 12.5, "solvent": "DMF"},
         arrays={"embedding": np.arange(8.0), "raman": np.stack([ENERGY, STATES])},

@@ -161,6 +161,8 @@ def test_a_picture_belongs_to_one_sample_or_group(tmp_path: Path) -> None:
     shared = "id,file,mat\ns1 along,s1.png,m1\ns1 across,s1.png,{}\n"
     roles = {"images": {"column": "file"}, "group": "mat"}
     assert [levels(r) for r in read(table(tmp_path / "u.csv", shared.format("m1"), **roles)).values()] == [[0], [0]]
+    rows = shared.format("m1") + "s1 across,s10.png,m1\n"
+    assert [levels(r) for r in read(table(tmp_path / "w.csv", rows, **roles)).values()] == [[0], [0, 1]]
     for other in ("m2", ""):
         with pytest.raises(DataError, match="same group"):
             table(tmp_path / "v.csv", shared.format(other), **roles).items()

@@ -143,6 +143,16 @@ def test_a_number_that_is_none_refuses_its_record_alone(tmp_path: Path) -> None:
     assert "row 4, column 'e2'" in str(caught.value)
 
 
+def test_vectors_as_json_text(tmp_path: Path) -> None:
+    content = 'id,v\na,"[1, 2.5, -3e2]"\nb,\nc,"[1, [2]]"\nd,"[1, NaN]"\ne,[1\nf,x\ng,[]\nh,"' + "[" * 50_000 + '"\n'
+    made = table(tmp_path / "t.csv", content, id="id", arrays={"v": "v"})
+    items = {item.id: item for item in made.items()}
+    assert made.read(items["a"]).arrays["v"].tolist() == [1.0, 2.5, -300.0] and made.read(items["b"]).arrays == {}
+    for id in "cdefgh":
+        with pytest.raises(DataError, match=r"no list of numbers|no finite number"):
+            made.read(items[id])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
