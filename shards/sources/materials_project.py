@@ -19,8 +19,9 @@ from shards.sealed import sha256
 from shards.sources.base import SOURCES, Item, Record, Source
 from shards.sources.mp_client import ID
 from shards.sources.mp_fetch import Plan, State, download
-from shards.sources.pymatgen_json import document, parse_chgcar, parse_dos, read_json
+from shards.sources.pymatgen_json import document, parse_chgcar, read_json
 from shards.sources.structures import structure_record
+from shards.sources.vasp import complete_dos
 
 LABELS = {
     "band_gap_ev": "band_gap",
@@ -94,7 +95,8 @@ class MaterialsProjectSource(Source):
         dos, density = None, None
         if "dos" in ref:
             where = _checked(folder, ref["dos"])
-            dos = parse_dos(document(read_json(where)), atoms=summary.get("nsites"), where=where)
+            table = document(read_json(where))
+            dos = complete_dos(table, zero="band_edge", atoms=summary.get("nsites"), where=where)
         if "charge_density" in ref:
             where = _checked(folder, ref["charge_density"])
             density = parse_chgcar(document(read_json(where)), where=where)

@@ -75,8 +75,8 @@ def parse_dos(table: Any, *, atoms: int | None, where: object = None) -> RawDos:
         Where a field is missing or no column of numbers.
     """
     try:
-        energy = array(table["energies"])
-        states = np.sum([array(column) for column in table["densities"].values()], axis=0)
+        energy = number_array(table["energies"])
+        states = np.sum([number_array(column) for column in table["densities"].values()], axis=0)
         structure = table.get("structure")
         count = len(structure["sites"]) if structure else atoms
         fermi = float(table["efermi"])
@@ -113,8 +113,8 @@ def parse_chgcar(table: Any, *, where: object = None) -> np.ndarray:
         Where a field is missing or no grid of numbers.
     """
     try:
-        total = array(table["data"]["total"])
-        lattice = array(table["poscar"]["structure"]["lattice"]["matrix"])
+        total = number_array(table["data"]["total"])
+        lattice = number_array(table["poscar"]["structure"]["lattice"]["matrix"])
         volume = abs(np.linalg.det(lattice))
         if total.ndim != 3 or lattice.shape != (3, 3) or not volume > 0:
             raise ValueError(f"grid {total.shape}, lattice {lattice.shape}, volume {volume}")
@@ -123,7 +123,7 @@ def parse_chgcar(table: Any, *, where: object = None) -> np.ndarray:
     return total / volume
 
 
-def array(value: Any) -> np.ndarray:
+def number_array(value: Any) -> np.ndarray:
     """Return a list, or an array as monty writes one (``{"@class": "array", "data": ...}``), as float64."""
     if isinstance(value, Mapping):
         value = value["data"]

@@ -20,7 +20,7 @@ from shards.formats.structure import MAX_ATOMS, MAX_BYTES, parse_structure
 from shards.formats.vasprun import Vasprun, read_vasprun, refuse_negative
 from shards.sources.base import SOURCES, Item, RawDos, Record, Source
 from shards.sources.images import stamp
-from shards.sources.pymatgen_json import parse_dos
+from shards.sources.pymatgen_json import number_array, parse_dos
 from shards.sources.structures import structure_record
 
 if TYPE_CHECKING:
@@ -231,14 +231,31 @@ def read_complete_dos(
         if isinstance(error, DataError):
             raise
         raise DataError("the file is no valid JSON", where=path, why=repr(error)[:200]) from None
-    dos = parse_dos(table, atoms=None, where=path)
-    refuse_negative([np.asarray(channel, dtype=np.float64) for channel in table["densities"].values()], path)
+    dos = complete_dos(table, zero=zero, atoms=None, where=path)
+    return dos, _structure_of(table, path, max_atoms)
+
+
+def complete_dos(table: Any, *, zero: str, atoms: int | None, where: object) -> RawDos:
+    """Return the density of states of a ``Dos`` or ``CompleteDos`` dictionary of a calculation by VASP.
+
+    Parameters
+    ----------
+    table : mapping
+        As in `shards.sources.pymatgen_json.parse_dos`.
+    zero : str
+        ``fermi`` or ``band_edge``, as in `VaspSource`; the gap is that of the density of states.
+    atoms : int, optional
+        Atoms of the cell, where the table has no structure.
+    where : object
+        Named in errors.
+    """
+    dos = parse_dos(table, atoms=atoms, where=where)
+    refuse_negative([number_array(channel) for channel in table["densities"].values()], where)
     fermi = float(table["efermi"])
     half = float(np.median(np.diff(dos.energy_ev))) / 2 if len(dos.energy_ev) > 1 else 0.0
     # without a gap the zero is the Fermi energy already, which belongs to no step
     edge = fermi if dos.zero_ev == fermi else dos.zero_ev - half
-    dos = dataclasses.replace(dos, energy_ev=dos.energy_ev - half, zero_ev=fermi if zero == "fermi" else edge)
-    return dos, _structure_of(table, path, max_atoms)
+    return dataclasses.replace(dos, energy_ev=dos.energy_ev - half, zero_ev=fermi if zero == "fermi" else edge)
 
 
 def _structure_of(table: Mapping[str, Any], path: Path, max_atoms: int) -> Structure | None:
