@@ -135,7 +135,7 @@ class Augment(Strict):
                 raise ConfigError(
                     f"'{name}' does nothing to modality '{spec.name}' of kind '{spec.kind}'",
                     where=where,
-                    why=f"strengths that do: drop, {', '.join(possible)}",
+                    why=f"strengths that do: {', '.join(['drop', *possible])}",
                 )
         if self.crop:
             height, width = spec.fields["pixels"].shape[-2:]

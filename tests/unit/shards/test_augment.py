@@ -78,6 +78,35 @@ def test_jitter_moves_edges_with_their_atoms():
     np.testing.assert_allclose(moved["edge_vector"][0] - graph["edge_vector"][0], shift[1] - shift[0], atol=1e-5)
 
 
+def test_jitter_moves_the_atoms_of_a_molecule_and_the_edges_between_them():
+    positions = np.array([[0, 0, 0], [1.5, 0, 0], [0, 1.2, 0]], dtype=np.float32)
+    neighbour, centre = edges = np.array([[1, 2, 0, 0], [0, 0, 1, 2]], dtype=np.int32)
+    graph = {
+        "atomic_numbers": np.array([6, 6, 8], dtype=np.uint8),
+        "positions": positions,
+        "edge_index": edges,
+        "edge_vector": positions[neighbour] - positions[centre],
+    }
+    spec = ModalitySpec(
+        name="conformer",
+        kind="graph",
+        fields={
+            "atomic_numbers": FieldSpec(dtype="uint8", shape=("atoms",)),
+            "positions": FieldSpec(dtype="float32", shape=("atoms", 3)),
+            "edge_index": FieldSpec(dtype="int32", shape=(2, "edges"), index_of="atoms"),
+            "edge_vector": FieldSpec(dtype="float32", shape=("edges", 3)),
+        },
+    )
+    drawn = [augment(spec, graph, np.random.default_rng(seed), Augment(jitter_a=0.1)) for seed in range(500)]
+    for moved in drawn:
+        spec.check(moved)
+        np.testing.assert_allclose(
+            moved["edge_vector"], moved["positions"][neighbour] - moved["positions"][centre], atol=1e-6
+        )
+    spread = np.std([moved["positions"] - positions for moved in drawn], axis=0)
+    np.testing.assert_allclose(spread, 0.1, rtol=0.15)
+
+
 def test_strain_deforms_cell_and_edges_alike():
     _, graph = values()[0]
     strained = augment(GRAPH, graph, np.random.default_rng(0), Augment(strain=0.02))
