@@ -41,6 +41,11 @@ class Augmenter:
         False, in evaluation: no draw at all; only what changes shapes has its counterpart without
         chance, the central crop of pictures.
 
+    Attributes
+    ----------
+    specs : dict of str to ModalitySpec
+        The specs of the values that come out, the same in training and evaluation.
+
     Raises
     ------
     ConfigError
