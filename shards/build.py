@@ -23,7 +23,7 @@ from shards.sealed import sealing
 from shards.sources.base import Item, Record, Source
 from shards.splits import SampleInfo, SplitPlan, make_split
 
-LIBRARIES = ("numpy", "pymatgen", "rdkit", "robocrys", "safetensors", "spglib")
+LIBRARIES = ("numpy", "pillow", "pymatgen", "rdkit", "robocrys", "safetensors", "spglib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,8 @@ def build(
         one id, or another process is building the same folder.
     """
     plans = dict(splits or {})
+    if isinstance(source, Source):
+        features = {modality: feature.fitted(source) for modality, feature in features.items()}
     overlay = None if overlay_of is None else overlay_plan(overlay_of, tuple(features)).overlay_of
     works = _listed(source) if isinstance(source, Source) else source
     tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
