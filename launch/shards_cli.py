@@ -145,9 +145,8 @@ def shards_fetch(
 def _opened(data: str) -> Dataset:
     from shards.locate import locate
     from shards.reader import Dataset
-    from shards.store import is_url
 
-    return Dataset(data if is_url(data) else locate(data))
+    return Dataset(locate(data))
 
 
 def _leakage(dataset: Dataset) -> LeakageReport:
