@@ -24,6 +24,7 @@ DIGEST_BYTES = 16
 HEADER_BYTES = 64 << 20
 CACHED_HEADER_BYTES = 4096
 MAX_AXES = 32
+MAX_ELEMENTS = 1 << 59
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -133,7 +134,9 @@ def _parse_layout(header: bytes) -> _Layout:
     fields, end = [], 0
     for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (begin, stop) = np.dtype(DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
-        if len(shape) > MAX_AXES or not all(type(number) is int and number >= 0 for number in (*shape, begin, stop)):
+        numbers = all(type(number) is int and number >= 0 for number in (*shape, begin, stop))
+        # numpy cannot make an array with longer axes, even where another axis is 0
+        if not numbers or len(shape) > MAX_AXES or math.prod(number or 1 for number in shape) >= MAX_ELEMENTS:
             raise ValueError(f"'{name}' has shape {shape}")
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"'{name}' does not fill its place")

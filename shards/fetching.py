@@ -11,10 +11,11 @@ import email.utils
 import hashlib
 import io
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -106,6 +107,7 @@ class HttpOrigin:
         self.location = without_secrets(url)
         self._url = urlsplit(url)
         self._timeout = (patience.connect_s, patience.stall_s)
+        self._live: set[Any] = set()
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=32))
@@ -119,8 +121,10 @@ class HttpOrigin:
         if stop is not None:
             headers["Range"] = f"bytes={start}-{stop - 1}"
         url = urlunsplit(self._url._replace(path=f"{self._url.path.rstrip('/')}/{name}", fragment=""))
+        response = None
         try:
             with self._session.get(url, headers=headers, stream=True, timeout=self._timeout) as response:
+                self._live.add(response)
                 skip = self._begin(name, response, start)
                 while data := response.raw.read1(CHUNK, decode_content=False):
                     fresh = data[skip:]
@@ -130,9 +134,17 @@ class HttpOrigin:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             # its text may hold the URL's query
             raise InterruptedFetchError(type(error).__name__) from None
+        finally:
+            if response is not None:
+                self._live.discard(response)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; who waits for bytes from one wakes up."""
+        for response in list(self._live):
+            connection = response.raw.connection
+            if connection is not None and connection.sock is not None:
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
         self._session.close()
 
     def _begin(self, name: str, response: Any, start: int) -> int:

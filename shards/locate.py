@@ -14,6 +14,7 @@ from shards.build_recipe import embedded_recipe, run_build
 from shards.embedded import names
 from shards.errors import DataError, suggest
 from shards.manifest import FORMAT, MANIFEST, Manifest
+from shards.store import is_url
 
 EMBEDDED = "embedded:"
 
@@ -30,11 +31,13 @@ def build_embedded(
     return run_build(embedded_recipe(name, seed=seed), out, workers=workers, progress=progress)
 
 
-def locate(path: str) -> Path:
-    """Return the folder of a data set, building an embedded one into the cache where it is not there yet.
+def locate(path: str) -> Path | str:
+    """Return where a data set is read from, building an embedded one into the cache where it is not there yet.
 
-    Processes that ask at once wait for the one that builds.
+    Processes that ask at once wait for the one that builds. A URL is returned as it is.
     """
+    if is_url(path):
+        return path
     if not path.startswith(EMBEDDED):
         return Path(path)
     folder = _cached(path.removeprefix(EMBEDDED))
@@ -46,8 +49,10 @@ def locate(path: str) -> Path:
     return folder
 
 
-def existing(path: str) -> Path:
-    """Return the folder of a data set that is there already, or raise `DataError`: for ranks other than the first."""
+def existing(path: str) -> Path | str:
+    """Return where a data set that is there already is read from, or raise `DataError`: for ranks after the first."""
+    if is_url(path):
+        return path
     folder = _cached(path.removeprefix(EMBEDDED)) if path.startswith(EMBEDDED) else Path(path)
     if not (folder / MANIFEST).is_file():
         raise DataError("the data set is not on this host", where=folder, do="put it on storage that all hosts share")

@@ -71,7 +71,7 @@ class Prefetcher:
             self._pending = list(plan.entries)
             self._changed.notify_all()
         while len(self._threads) < self._count and not self._ended.is_set():
-            # a daemon: the interpreter's end must not wait for a server; `stop` joins it before
+            # a daemon: the interpreter's end must not wait for a server; `join` waits a while before that
             thread = threading.Thread(target=self._run, name="shards", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -86,11 +86,14 @@ class Prefetcher:
         with self._changed:
             self._changed.notify_all()
 
-    def stop(self, patience_s: float = 5.0) -> None:
-        """End the threads; one that waits for a server is left behind after ``patience_s``."""
+    def end(self) -> None:
+        """Tell the threads to end."""
         with self._changed:
             self._ended.set()
             self._changed.notify_all()
+
+    def join(self, patience_s: float = 5.0) -> None:
+        """Wait for the threads; one that still waits for a server is left behind after ``patience_s``."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(patience_s)

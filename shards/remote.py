@@ -121,8 +121,9 @@ class RemoteStore:
 
 
 def _close(prefetcher: Prefetcher, fetcher: Fetcher, handle: int) -> None:
-    prefetcher.stop()
+    prefetcher.end()
     fetcher.origin.close()
+    prefetcher.join()
     os.close(handle)
 
 

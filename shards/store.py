@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -99,6 +100,8 @@ def open_store(place: Path | str, options: RemoteOptions | None = None) -> Store
     """Return the store of a folder or a URL."""
     if not is_url(place):
         return LocalStore(Path(place))
+    if str(place).startswith("file://"):
+        return LocalStore(Path(unquote(urlsplit(str(place)).path)))
     from shards.remote import RemoteStore
 
     return RemoteStore(str(place), options)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import tarfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -80,6 +82,77 @@ def test_a_field_without_axes_and_a_strided_field_survive() -> None:
     decoded = decode_arrays(encode_arrays(arrays), where="here")
     assert decoded["scalar"].shape == ()
     np.testing.assert_array_equal(decoded["strided"], arrays["strided"])
+
+
+def test_arrays_are_views_that_cannot_be_written_to() -> None:
+    data = encode_arrays({"x": np.arange(6.0).reshape(2, 3), "y": np.zeros((2, 0), np.uint16)})
+    for x in decode_arrays(data, where="")["x"], decode_arrays(memoryview(bytearray(data)).toreadonly(), where="")["x"]:
+        assert not x.flags.writeable
+        assert not x.flags.owndata
+        assert x.flags.aligned
+
+
+def with_header(header: str | bytes, body: bytes) -> bytes:
+    raw = header.encode() if isinstance(header, str) else header
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+def entry(dtype: str = "U8", shape: object = (4,), offsets: object = (0, 4)) -> str:
+    return json.dumps({"dtype": dtype, "shape": shape, "data_offsets": offsets})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f'{{"x":{entry("BF16", (2,))}}}',
+        f'{{"x":{entry("U8", (5,))}}}',
+        f'{{"x":{entry("F32", (2,))}}}',
+        f'{{"x":{entry(offsets=(1, 5))}}}',
+        f'{{"x":{entry(offsets=(4, 0))}}}',
+        f'{{"x":{entry(shape=(-2, -2))}}}',
+        f'{{"x":{entry(shape=(True, 4))}}}',
+        f'{{"x":{entry(shape=(4.0,))}}}',
+        f'{{"x":{entry(shape=(1,) * 33 + (4,))}}}',
+        f'{{"x":{entry()},"y":{entry("U8", (2**62, 2**62, 0), (4, 4))}}}',
+        f'{{"x":{entry()},"y":{entry()}}}',
+        f'{{"x":{entry("U8", (2,), (0, 2))},"y":{entry("U8", (1,), (3, 4))}}}',
+        f'{{"x":{entry("U8", (2,), (0, 2))}}}',
+        f'{{"x":{entry("U8", (8,), (0, 8))}}}',
+        f'{{"x":{entry()},"x":{entry()}}}',
+        '{"x":{"dtype":"U8","shape":[4]}}',
+        '{"x":[]}',
+        "[]",
+        "null",
+        '{"x":' * 40_000,
+        "[" * 100_000,
+        b"\xff\xfe{}",
+    ],
+    ids=["dtype", "longer", "itemsize", "gap-first", "backwards", "negative", "bool", "float", "axes", "no-elements",
+         "overlap", "gap", "short", "past-the-end", "twice", "no-offsets", "no-entry", "list", "null", "deep", "deeper",
+         "not-utf8"],
+)  # fmt: skip
+def test_a_header_that_is_not_exactly_one_is_refused(header: str | bytes) -> None:
+    with pytest.raises(DataError, match="no valid safetensors"):
+        decode_arrays(with_header(header, bytes(4)), where="here")
+
+
+def test_the_reader_agrees_with_safetensors_on_damaged_headers() -> None:
+    """Where both accept a file they see the same arrays; ours accepts nothing that safetensors refuses."""
+    good = encode_arrays({"a": np.arange(3, dtype=np.int16), "b": np.ones((2, 2)), "c": np.array([True])})
+    size, rng, accepted = 8 + int.from_bytes(good[:8], "little"), np.random.default_rng(0), 0
+    for _ in range(3000):
+        bad = bytearray(good)
+        bad[rng.integers(size)] = rng.choice(list(b'0123456789"[],:{}FIU abc'))
+        try:
+            ours = decode_arrays(bytes(bad), where="")
+        except DataError:
+            continue
+        theirs = safetensors.numpy.load(bytes(bad))
+        accepted += 1
+        assert {name: (array.dtype, array.tobytes()) for name, array in ours.items()} == {
+            name: (array.dtype, array.tobytes()) for name, array in theirs.items()
+        }
+    assert accepted > 10
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_fields() -> None:

@@ -1,30 +1,33 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 
-from shards.cache import NodeCache, NoRoomError, on_disk
+from shards.cache import on_disk
 from shards.errors import ConfigError, DataError
 from shards.fetching import Fetcher, Patience, _retry_after, open_origin, without_secrets
 from shards.manifest import MANIFEST, ShardEntry
 from shards.reader import Dataset
 from shards.remote import RemoteOptions
 from shards.sealed import SEAL
-from tests.servers import FAULTS, Faults, http_server
+from tests.servers import FAULTS, Faults, HttpServer, http_server
 from tests.unit.shards.test_overlay import further, publish
 from tests.unit.shards.test_writer_reader import equal
 
+ROOT = Path(__file__).resolve().parents[3]
 HASTY = Patience(attempts=6, copies=3, connect_s=5.0, stall_s=0.1, backoff_s=0.002, longest_s=0.01)
 
 
@@ -63,13 +66,13 @@ def test_a_url_reads_as_the_folder_does(toy: Dataset, toy_folder: Path) -> None:
             assert remote.location == server.url
             few = remote.select(["dos"])
             assert few[3].modalities == toy[3].modalities & {"dos"}
-        fetched = Counter(name for name, _, _ in server.requests)
-        assert all(fetched[entry.file] == fetched[entry.index] == 1 for entry in toy.manifest.shards)
+        seen = Counter(name for name, _, _ in server.requests)
+        assert all(seen[entry.file] == seen[entry.index] == 1 for entry in toy.manifest.shards)
         with Dataset(server.url, remote=options()) as again:
             assert equal(again[17], toy[17])
-        fetched = Counter(name for name, _, _ in server.requests)
-        assert set(fetched.values()) == {1, 2}
-        assert {name for name, times in fetched.items() if times == 2} == {SEAL, MANIFEST}
+        seen = Counter(name for name, _, _ in server.requests)
+        assert set(seen.values()) == {1, 2}
+        assert {name for name, times in seen.items() if times == 2} == {SEAL, MANIFEST}
 
 
 def test_a_local_set_may_have_a_remote_overlay(toy: Dataset, toy_folder: Path, tmp_path: Path) -> None:
@@ -82,7 +85,9 @@ def test_a_local_set_may_have_a_remote_overlay(toy: Dataset, toy_folder: Path, t
 
 
 def test_a_file_url_is_the_folder(toy: Dataset, toy_folder: Path) -> None:
-    assert equal(Dataset(toy_folder.as_uri())[5], toy[5])
+    local = Dataset(toy_folder.as_uri())
+    assert local.folder == toy_folder
+    assert equal(local[5], toy[5])
 
 
 def test_any_file_system_of_fsspec_is_read(toy: Dataset, toy_folder: Path) -> None:
@@ -129,7 +134,7 @@ def test_thirty_servers_that_fail_end_in_the_right_data_or_a_named_error(
     injected: Counter[str] = Counter()
     for seed in range(30):
         # the rate grows over the runs, until hardly any request is answered well
-        faults = Faults(seed=seed, rate=0.1 + 0.027 * seed)
+        faults = Faults(seed=seed, rate=0.1 + 0.029 * seed)
         monkeypatch.setenv("MATLOOM_CACHE", str(tmp_path / str(seed)))
         with http_server(toy_folder, faults) as server:
             size = 1.0 if seed % 3 else 9e-5
@@ -150,6 +155,100 @@ def test_thirty_servers_that_fail_end_in_the_right_data_or_a_named_error(
     assert outcomes.total() == 30
     assert min(outcomes["right"], outcomes["named error"]) >= 3
     assert set(injected) == set(FAULTS)
+
+
+def fetched(server: HttpServer) -> Counter[str]:
+    return Counter(name for name, _, _ in server.requests if name.endswith(".tar"))
+
+
+def test_several_readers_at_once_fetch_every_shard_once(toy: Dataset, toy_folder: Path) -> None:
+    right: list[bool] = []
+
+    def read(seed: int) -> None:
+        with Dataset(server.url, remote=options()) as remote:
+            order = np.random.default_rng(seed).permutation(60)
+            if seed % 2:
+                remote.prefetch(order)
+            right.append(all(equal(remote[int(i)], toy[int(i)]) for i in order))
+
+    with http_server(toy_folder) as server:
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert right == [True] * 4
+    assert fetched(server) == dict.fromkeys((entry.file for entry in toy.manifest.shards), 1)
+
+
+def test_shards_are_fetched_ahead_in_the_order_in_which_they_are_needed(toy: Dataset, toy_folder: Path) -> None:
+    order = np.array([40, 41, 3, 42, 20, 59, 4])
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options(threads=1)) as remote:
+        remote.prefetch(order)
+        wait_for(lambda: len(fetched(server)) == 4)
+        ahead = [name for name, _, _ in server.requests if name.endswith(".tar")]
+        assert all(equal(remote[int(i)], toy[int(i)]) for i in order)
+        assert ahead == [toy.manifest.shards[number].file for number in (2, 0, 1, 3)]
+        assert fetched(server).total() == 4
+
+
+def test_a_plan_in_a_small_cache_gives_back_what_is_over(toy: Dataset, toy_folder: Path, cache: Path) -> None:
+    """Room for two shards and a half beside the small files: each is fetched once, in each of two epochs."""
+    bound = 28_672 + 2.5 * 81_920
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options(cache_gb=bound / 1e9)) as remote:
+        for epoch in (1, 2):
+            order = [
+                int(i) for shard in np.random.default_rng(epoch).permutation(4) for i in range(60) if i // 16 == shard
+            ]
+            remote.prefetch(np.array(order))
+            for position in order:
+                assert equal(remote[position], toy[position])
+                assert usage(cache) <= bound
+        assert fetched(server).total() <= 8
+        assert all(first == 0 and sent > 70_000 for name, first, sent in server.requests if name.endswith(".tar"))
+
+
+def test_a_local_set_needs_no_prefetching_and_reads_on_after_closing(toy_folder: Path, toy: Dataset) -> None:
+    with Dataset(toy_folder) as local:
+        local.prefetch(np.arange(60))
+        sample = local[7]
+    assert equal(sample, toy[7])
+    assert equal(local[8], toy[8])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_closing_wakes_threads_that_wait_for_a_server(toy_folder: Path) -> None:
+    patient = Patience(stall_s=500.0)
+    faults = Faults(rate=1.0, kinds=["stall"], only=r"\.tar")
+    with http_server(toy_folder, faults, stall_s=500.0) as server:
+        with Dataset(server.url, remote=options(patience=patient)) as remote:
+            remote.prefetch(np.arange(60))
+            wait_for(lambda: faults.counts["stall"] == 2)
+            assert sum(thread.name == "shards" for thread in threading.enumerate()) == 2
+        assert not any(thread.name == "shards" for thread in threading.enumerate())
+
+
+def test_a_process_ends_without_closing(toy_folder: Path) -> None:
+    code = (
+        "import sys, numpy as np; from shards.reader import Dataset; data = Dataset(sys.argv[1]); "
+        "data.prefetch(np.arange(60)); sys.stdin.readline(); print(len(data), flush=True)"
+    )
+    faults = Faults(rate=1.0, kinds=["stall"], only=r"\.tar")
+    with (
+        http_server(toy_folder, faults, stall_s=500.0) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.url], cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
+        ) as process,
+    ):
+        wait_for(lambda: faults.counts["stall"] == 2)
+        outputs = process.communicate("now\n", timeout=60)
+    assert (process.returncode, *outputs) == (0, "60\n", "")
 
 
 def shard_of(toy: Dataset) -> ShardEntry:
@@ -282,107 +381,6 @@ def test_a_bound_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, v
 def test_indices_that_do_not_fit_are_named(toy_folder: Path) -> None:
     with http_server(toy_folder) as server, pytest.raises(DataError, match="no room for the indices"):
         Dataset(server.url, remote=options(cache_gb=1e-5))
-
-
-def name_of(letter: str) -> str:
-    return hashlib.sha256(letter.encode()).hexdigest()
-
-
-def put(cache: NodeCache, letter: str, size: int = 4096) -> int:
-    sink = cache.claim(name_of(letter), size)
-    assert sink is not None
-    with sink:
-        sink.write(letter.encode() * size)
-        return cache.finish(sink, name_of(letter), size)
-
-
-def names(cache: NodeCache) -> set[str]:
-    held = {path.name.split(".")[0] for path in (cache.folder / "shards").iterdir()}
-    return {letter for letter in "abcdefgh" if name_of(letter) in held}
-
-
-def test_the_cache_removes_what_was_used_longest_ago_and_nothing_that_is_leased(tmp_path: Path) -> None:
-    cache, other = NodeCache(tmp_path, 3 * 4096), NodeCache(tmp_path, 3 * 4096)
-    leases = {letter: put(cache, letter) for letter in "abc"}
-    for age, letter in enumerate("abc"):
-        os.utime(tmp_path / "shards" / f"{name_of(letter)}.4096.tar", (age, age))
-    with pytest.raises(NoRoomError):
-        other.claim(name_of("d"), 4096)
-    os.close(leases.pop("b"))
-    os.close(put(other, "d"))
-    assert names(cache) == {"a", "c", "d"}
-    # a is older than c, until it is leased once more
-    os.close(leases.pop("a"))
-    os.close(leases.pop("c"))
-    again = other.lease(name_of("a"), 4096)
-    assert again is not None
-    os.close(again)
-    os.close(put(other, "e"))
-    assert names(cache) == {"a", "d", "e"}
-    assert cache.lease(name_of("c"), 4096) is None
-
-
-def test_nothing_is_removed_where_that_would_not_be_enough(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, 3 * 4096)
-    held = put(cache, "a")
-    os.close(put(cache, "b"))
-    with pytest.raises(NoRoomError):
-        cache.claim(name_of("c"), 3 * 4096)
-    assert names(cache) == {"a", "b"}
-    os.close(held)
-
-
-def test_a_shard_that_is_being_fetched_counts_with_all_its_bytes(tmp_path: Path) -> None:
-    cache, other = NodeCache(tmp_path, 5 * 4096), NodeCache(tmp_path, 5 * 4096)
-    sink = cache.claim(name_of("a"), 3 * 4096)
-    assert sink is not None
-    assert other.claim(name_of("a"), 3 * 4096) is None
-    with pytest.raises(NoRoomError):
-        other.claim(name_of("b"), 3 * 4096)
-    sink.write(b"half")
-    sink.close()
-    # its process is gone: the same shard is gone on with, another one takes its room
-    resumed = other.claim(name_of("a"), 3 * 4096)
-    assert resumed is not None
-    assert resumed.read() == b"half"
-    resumed.close()
-    os.close(put(other, "b", 3 * 4096))
-    assert names(cache) == {"b"}
-
-
-def test_a_lower_bound_is_kept_from_the_start(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, 4 * 4096)
-    for letter in "abcd":
-        os.close(put(cache, letter))
-    NodeCache(tmp_path, 4096)
-    assert len(names(cache)) == 1
-
-
-def test_who_waits_for_a_shard_gets_it_when_it_is_there(tmp_path: Path) -> None:
-    cache, found = NodeCache(tmp_path, 1 << 20), []
-    sink = cache.claim(name_of("a"), 4096)
-    assert sink is not None
-
-    def wait() -> None:
-        other = NodeCache(tmp_path, 1 << 20)
-        while not found:
-            handle = other.lease(name_of("a"), 4096)
-            if handle is None:
-                other.wait(name_of("a"), 4096)
-            else:
-                found.append(handle)
-
-    threads = [threading.Thread(target=wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    with sink:
-        sink.write(bytes(4096))
-        found_here = cache.finish(sink, name_of("a"), 4096)
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-    for handle in (*found, found_here):
-        os.close(handle)
 
 
 def test_an_array_keeps_its_shard_in_the_cache(toy: Dataset, toy_folder: Path, cache: Path) -> None:

@@ -18,7 +18,7 @@ from shards.errors import DataError
 from shards.manifest import MANIFEST, Manifest
 from shards.reader import Dataset
 from shards.schema import FieldSpec, ModalitySpec, Sample
-from shards.sealed import sealing
+from shards.sealed import sealing, sha256
 from shards.verify import verify_dataset
 from shards.writer import ShardWriter
 from tests.synthetic import GRAPH_FIELDS, build_toy, graph
@@ -168,6 +168,80 @@ def test_what_contradicts_the_schema_is_refused(tmp_path: Path, sample: Sample) 
 def test_a_spec_that_cannot_work_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ModalitySpec.model_validate(fields)
+
+
+def test_the_shards_of_a_chunk_have_its_name(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, SPECS, name="shard-000012", shard_samples=2)
+    for number in range(5):
+        writer.write(vector(f"x{number}"))
+    entries = writer.close()
+    stems = ["shard-000012", "shard-000012-1", "shard-000012-2"]
+    assert [entry.file for entry in entries] == [f"{stem}.tar" for stem in stems]
+    assert [entry.index for entry in entries] == [f"{stem}.index.safetensors" for stem in stems]
+    assert {path.name for path in tmp_path.iterdir()} == {name for e in entries for name in (e.file, e.index)}
+    # on shared storage others read them
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+    assert ShardWriter(tmp_path, SPECS, name="empty").close() == []
+
+
+def test_a_shard_that_grows_too_large_is_followed_by_another(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, SPECS, name="s", shard_bytes=4000)
+    for number in range(4):
+        writer.write(vector(f"x{number}"))
+    assert [entry.samples for entry in writer.close()] == [2, 2]
+
+
+def test_a_sample_that_is_refused_leaves_no_trace(tmp_path: Path) -> None:
+    for folder, bad in (("clean", False), ("refused", True)):
+        (tmp_path / folder).mkdir()
+        writer = ShardWriter(tmp_path / folder, SPECS)
+        for number in range(3):
+            if bad:
+                with pytest.raises(DataError):
+                    writer.write(Sample(id=f"y{number}", arrays=vector("x").arrays, tags={"tag": object()}))  # type: ignore[dict-item]
+            writer.write(vector(f"x{number}"))
+        writer.close()
+    assert tree(tmp_path / "clean") == tree(tmp_path / "refused")
+
+
+def test_two_shards_with_one_id_are_refused(tmp_path: Path) -> None:
+    with sealing(tmp_path / "set") as stage:
+        entries = []
+        for name in ("a", "b"):
+            writer = ShardWriter(stage, SPECS, name=name)
+            writer.write(vector("twin"))
+            entries += writer.close()
+        manifest = Manifest(name="t", modalities=SPECS, shards=entries, samples=2, coverage={}, labels={})
+        (stage / MANIFEST).write_text(manifest.model_dump_json())
+    with pytest.raises(DataError, match="same id"):
+        Dataset(tmp_path / "set")
+
+
+def test_metadata_of_another_sample_are_refused(tmp_path: Path) -> None:
+    """An index whose rows are swapped has the digests of what it points to."""
+    with sealing(tmp_path / "set") as stage:
+        writer = ShardWriter(stage, SPECS)
+        for name in ("a", "b"):
+            writer.write(vector(name))
+        entry = writer.close()[0]
+        path = stage / entry.index
+        path.write_bytes(path.read_bytes().replace(b'[\\"a\\", \\"b\\"]', b'[\\"b\\", \\"a\\"]'))
+        entry = entry.model_copy(update={"index_sha256": sha256(path)})
+        manifest = Manifest(name="t", modalities=SPECS, shards=[entry], samples=2, coverage={}, labels={})
+        (stage / MANIFEST).write_text(manifest.model_dump_json())
+    dataset = Dataset(tmp_path / "set")
+    assert dataset.ids == ["b", "a"]
+    with pytest.raises(DataError, match=r"'b', meta(.|\n)*not the index's"):
+        dataset[0]
+
+
+def test_more_shards_than_are_kept_open_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.store.OPEN_SHARDS", 2)
+    dataset = publish(tmp_path / "set", [vector(f"x{number}") for number in range(7)], shard_samples=1)
+    held = dataset[0]
+    for position in np.random.default_rng(0).integers(7, size=50):
+        assert dataset[int(position)].id == f"x{position}"
+    assert held.arrays["vector"]["v"].tolist() == [0, 0, 0]
 
 
 @pytest.fixture

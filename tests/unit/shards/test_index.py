@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.codecs import decode_arrays, decode_metadata
+from shards.errors import DataError
+from shards.index import read_index
+from shards.schema import Sample
+from shards.writer import ShardWriter
+from tests.unit.shards.test_writer_reader import SPECS, publish, samples, vector
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(samples(), st.integers(1, 5))
+def test_lengths_and_presence_are_what_the_samples_hold(written: list[Sample], shard_samples: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = publish(Path(folder) / "set", written, shard_samples)
+        for axis, count in (("atoms", lambda c: len(c["number"])), ("edges", lambda c: c["edge"].shape[1])):
+            expected = [count(s.arrays["crystal"]) if "crystal" in s.arrays else 0 for s in written]
+            found = dataset.lengths(f"crystal.{axis}")
+            assert (found.tolist(), found.dtype) == (expected, np.int64)
+        for name in SPECS:
+            assert dataset.presence(name).tolist() == [name in sample.modalities for sample in written]
+        with pytest.raises(DataError, match=r"did you mean 'crystal\.edges'"):
+            dataset.lengths("crystal.edge")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": 10**9}, {"offset": -1}, {"size": 10**9}, {"size": -2}, {"size": -1}, {"ids": ["a"]}, {"ids": [1, 2]},
+        {"ids": "ab"}, {"parts": ["meta"]}, {"axes": []}, {"texts": ["text", "x"]},
+        {"digest": np.zeros((2, 4, 15), np.uint8)},
+        {"length": np.zeros((2, 2), np.int64)}, {"text": np.zeros((2, 1), np.uint8)}, {"other": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_that_points_elsewhere_or_contradicts_the_schema_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    writer = ShardWriter(tmp_path, SPECS)
+    for name in ("a", "b"):
+        writer.write(vector(name))
+    entry = writer.close()[0]
+    data = (tmp_path / entry.index).read_bytes()
+    assert read_index(data, SPECS, shard_bytes=entry.bytes, where="here").ids == ["a", "b"]
+    arrays = {name: array.copy() for name, array in decode_arrays(data, where="").items()}
+    names = json.loads(decode_metadata(data, where="")["index"])
+    for key, value in change.items():
+        if isinstance(value, int) and key in arrays:
+            arrays[key][1, 0] = value
+        elif isinstance(value, np.ndarray):
+            arrays[key] = value
+        else:
+            names[key] = value
+    bad = safetensors.numpy.save(arrays, metadata={"index": json.dumps(names)})
+    with pytest.raises(DataError, match="here"):
+        read_index(bad, SPECS, shard_bytes=entry.bytes, where="here")
