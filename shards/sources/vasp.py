@@ -52,7 +52,7 @@ class VaspSource(Source):
     path : Path
         The folder.
     parts : tuple of str
-        What to read; files that serve nothing else are left alone.
+        What records have of all this; files that are not needed for it are left alone.
     zero : str
         What becomes 0 eV in the density of states. ``fermi``: the Fermi energy of the file, which for an
         insulator may stand anywhere in its gap. ``band_edge``: the highest occupied level where there
@@ -111,15 +111,14 @@ class VaspSource(Source):
             if kind in files and "structure" in self.parts:
                 text = read_text(files[kind], MAX_BYTES)
                 structures[kind] = parse_structure(_commented(text), max_atoms=self.max_atoms, where=str(files[kind]))
-        if "CHGCAR" in files and "charge_density" in self.parts:
+        if run is not None:
+            structures["vasprun"] = run.structure
+        if "CHGCAR" in files and self._wants("charge_density", structures):
             structures["CHGCAR"], density = read_chgcar(
                 files["CHGCAR"], max_points=self.max_grid_points, max_atoms=self.max_atoms
             )
-        dos = None
-        if run is not None:
-            structures["vasprun"] = run.structure
-            dos = self._counted(run)
-        elif "dos" in files and "dos" in self.parts:
+        dos = self._counted(run) if run is not None else None
+        if dos is None and "dos" in files and self._wants("dos", structures):
             dos, structures["dos"] = read_complete_dos(files["dos"], zero=self.zero, max_atoms=self.max_atoms)
         record = Record(id=item.id)
         structure = _agreed(structures, item.id)
@@ -129,7 +128,7 @@ class VaspSource(Source):
             record,
             structure=record.structure if "structure" in self.parts else None,
             dos=dos if "dos" in self.parts else None,
-            charge_density=density,
+            charge_density=density if "charge_density" in self.parts else None,
             labels=self._labels(run),
         )
 
@@ -152,6 +151,10 @@ class VaspSource(Source):
                 )
             files[kind] = chosen[0]
         return files
+
+    def _wants(self, part: str, structures: Mapping[str, Structure | None]) -> bool:
+        """Tell whether a file is read: for its own part, or for a structure that no other file has."""
+        return part in self.parts or ("structure" in self.parts and not any(structures.values()))
 
     def _vasprun(self, files: Mapping[str, Path]) -> Vasprun | None:
         """Read vasprun.xml where anything is wanted of it."""

@@ -242,6 +242,19 @@ def test_states_on_other_k_points_are_left_out(dft: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(dos.states_per_ev, reference.states_per_ev)
 
 
+def test_only_the_last_ionic_step_counts(dft: Path, tmp_path: Path) -> None:
+    text = run_text(dft)
+    step = text[text.index(" <calculation>") : text.index(" </calculation>") + len(" </calculation>\n")]
+    earlier = step.replace("  -1.2683 ", "   9.9999 ").replace("-9.64589684", "-1.00000000")
+    assert earlier != step
+    path = tmp_path / "vasprun.xml"
+    path.write_text(text.replace(step, earlier + step))
+    run, reference = read_vasprun(path), read_vasprun(dft / "vasprun.LiF.xml.gz")
+    assert (run.band_gap_ev, run.vbm_ev, run.energy_ev) == (8.7259, -1.2683, -9.64589684)
+    assert run.dos is not None and reference.dos is not None
+    np.testing.assert_array_equal(run.dos.states_per_ev, reference.dos.states_per_ev)
+
+
 # --- CompleteDos ---------------------------------------------------------------------------------
 
 
@@ -385,6 +398,12 @@ def test_folders_are_calculations(tmp_path: Path, dft: Path, lif: Structure) -> 
     assert found["mp-2"].structure is not None and found["mp-2"].structure.volume == pytest.approx(relaxed.volume)
     only = records(tmp_path, parts=["dos"])["mp-2"]
     assert only.structure is None and only.charge_density is None and only.dos is not None
+
+
+def test_a_structure_comes_from_whatever_has_one(dft: Path) -> None:
+    found = records(dft, parts=["structure"])
+    assert all(record.structure is not None for record in found.values()) and len(found) == 6
+    assert all(record.dos is None and record.charge_density is None for record in found.values())
 
 
 def test_a_single_calculation_is_called_by_its_folder(tmp_path: Path, dft: Path, lif: Structure) -> None:
