@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
@@ -96,22 +96,11 @@ class Mixture:
 
     def presence(self, modality: str) -> np.ndarray:
         """Return (N,) bool: which samples have a modality."""
-        return np.concatenate(
-            [
-                m.dataset.presence(modality) if modality in m.dataset.modalities else np.zeros(len(m.dataset), bool)
-                for m in self.members
-            ]
-        )
+        return self._column(modality, lambda dataset: dataset.presence(modality))
 
     def lengths(self, axis: str) -> np.ndarray:
         """Return (N,) int64 lengths of a ragged axis (``crystal.atoms``), 0 where the modality is absent."""
-        modality = axis.partition(".")[0]
-        return np.concatenate(
-            [
-                m.dataset.lengths(axis) if modality in m.dataset.modalities else np.zeros(len(m.dataset), np.int64)
-                for m in self.members
-            ]
-        )
+        return self._column(axis.partition(".")[0], lambda dataset: dataset.lengths(axis))
 
     def prefetch(self, positions: np.ndarray) -> None:
         """Begin to fetch samples that will be read in this order."""
@@ -123,6 +112,21 @@ class Mixture:
         number = np.searchsorted(self.starts, positions, side="right") - 1
         for i, member in enumerate(self.members):
             yield member, self.starts[i], positions[number == i]
+
+    def _column(self, modality: str, read: Callable[[Dataset], np.ndarray]) -> np.ndarray:
+        """Join a column of the members' indices, zeros where a member lacks the modality."""
+        held = [modality in member.dataset.manifest.modalities for member in self.members]
+        if not any(held):
+            known = {name for member in self.members for name in member.dataset.manifest.modalities}
+            raise DataError(f"no data set of the mix has a modality '{modality}'", why=suggest(modality, known))
+        columns = [read(m.dataset) if has else None for m, has in zip(self.members, held, strict=True)]
+        dtype = next(column.dtype for column in columns if column is not None)
+        return np.concatenate(
+            [
+                np.zeros(len(member.dataset), dtype) if column is None else column
+                for member, column in zip(self.members, columns, strict=True)
+            ]
+        )
 
 
 def _shared(modalities: Mapping[str, ModalitySpec], dataset: Dataset) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from shards.errors import ConfigError, DataError
+from shards.errors import DataError
 from shards.order import block_shuffle, endless
 from shards.orders.base import ORDERS, EpochOrder, Order, Samples, present
 
@@ -57,7 +57,7 @@ class Curriculum(Order):
         Raises
         ------
         DataError
-            Where no sample has the difficulty, or a tag is no number.
+            Where no sample has the difficulty, there is no such modality or axis, or a tag is no number.
         """
         positions = np.asarray(positions, dtype=np.int64)
         hardness = self._hardness(dataset, positions)
@@ -81,10 +81,8 @@ class Curriculum(Order):
         if kind == "missing":
             return (~present(dataset, positions)).sum(axis=1).astype(np.float64)
         if kind == "length":
-            modality = name.partition(".")[0]
-            if modality not in dataset.modalities:
-                raise ConfigError(f"the curriculum's modality '{modality}' is not among those that are trained on")
-            values = np.where(dataset.presence(modality), dataset.lengths(name), np.inf)[positions]
+            has = dataset.presence(name.partition(".")[0])
+            values = np.where(has, dataset.lengths(name), np.inf)[positions]
         else:
             read = _label if kind == "label" else _tag
             bare = dataset.select(())

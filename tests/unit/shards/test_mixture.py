@@ -68,8 +68,11 @@ def test_a_selection_reads_what_it_names(mixture: Mixture) -> None:
     assert list(chosen.modalities) == ["own", "a"]
     assert chosen[0].modalities == {"a"}
     assert chosen[60].modalities == {"a", "own"}
-    with pytest.raises(DataError, match="did you mean 'crystal'"):
-        mixture.select(["cristal"])
+    np.testing.assert_array_equal(chosen.lengths("crystal.edges"), mixture.lengths("crystal.edges"))
+    assert chosen.presence("dos").sum() == mixture.presence("dos").sum() > 0
+    for refused in (lambda: mixture.select(["cristal"]), lambda: mixture.lengths("cristal.edges")):
+        with pytest.raises(DataError, match="did you mean 'crystal'"):
+            refused()
 
 
 def test_data_sets_that_do_not_fit_are_refused(toy: Dataset, tmp_path: Path) -> None:
