@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -67,6 +68,10 @@ def blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
     inside = atoms = False
     begins = True
     while line := file.readline(MAX_LINE):
+        if line == b"\n":
+            offset += 1
+            begins = True
+            continue
         if begins and line.startswith(b";"):
             inside = not inside
         elif begins and not inside:
@@ -89,7 +94,7 @@ def _blocks(text: str) -> Iterator[list[str]]:
     """
     block: list[str] = []
     inside = False
-    for line in text.splitlines():
+    for line in re.sub(r"\n\s*\n", "\n", text).splitlines():
         if line.startswith(";"):
             inside = not inside
             if inside:

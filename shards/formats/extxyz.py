@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 MAX_LINE = 200_000
+# Empty lines between two frames; millions of them pack into nothing.
+MAX_BLANK = 1000
 # key=value, "a value", 'a value' or {a value}
 PAIR = re.compile(
     r"""(?P<key>[^\s=]+)\s*=\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|\{(?P<braced>[^}]*)\}|(?P<bare>\S*))"""
@@ -35,11 +37,13 @@ def frames(file: BinaryIO) -> Iterator[tuple[int, int, str]]:
         Where a frame does not begin with a number of atoms, or a line is very long: what follows
         cannot be told apart. A last frame that is cut off is yielded as it is.
     """
-    offset = 0
+    offset = blank = 0
     while line := _line(file):
         start, offset = offset, offset + len(line)
-        if not line.strip():
+        if not line.strip() and blank < MAX_BLANK:
+            blank += 1
             continue
+        blank = 0
         if not line.strip().isdigit():
             raise DataError(
                 f"byte {start} begins with {line[:40]!r}, not with a number of atoms",

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 from shards.errors import DataError
 
 MAX_BYTES = 5_000_000
-CHUNK, MAX_CHUNK = 1 << 18, 1 << 20
+CHUNK = 1 << 18
 BLANKS = re.compile(r"[ \t\r\n]*")
 DELIMITERS = frozenset(" \t\r\n,:]}")
 # Keys of one structure, and of what pymatgen and the Materials Project write around one.
@@ -57,7 +57,7 @@ def entries(file: BinaryIO) -> Iterator[Entry]:
     Raises
     ------
     DataError
-        At the first entry that is no JSON or too large: what follows cannot be told apart.
+        At the first entry that is no JSON object or too large: what follows cannot be told apart.
     """
     scanner = _Scanner(file)
     opening = scanner.take()
@@ -66,23 +66,24 @@ def entries(file: BinaryIO) -> Iterator[Entry]:
     number = 0
     ase = False
     while scanner.peek() not in ("]", "}", ""):
-        key = None
-        if opening == "{":
-            key = scanner.value().value
-            if not isinstance(key, str) or scanner.take() != ":":
-                raise DataError(f"entry {number} has no key", why="the file is no valid JSON")
-        found = scanner.value()
-        if key is not None and number == 0:
-            if key in KEYS_OF_ONE or not isinstance(found.value, dict):
-                return
-            ase = {"numbers", "positions"} <= found.value.keys()
-        if not (ase and key in ASE_EXTRAS):
+        key = scanner.key() if opening == "{" else None
+        if key is not None and number == 0 and (key in KEYS_OF_ONE or scanner.peek() != "{"):
+            return
+        if ase and key in ASE_EXTRAS:
+            scanner.value()
+        elif scanner.peek() != "{":
+            raise DataError(f"entry {number} is no JSON object")
+        else:
+            found = scanner.value()
+            ase = ase or (number == 0 and {"numbers", "positions"} <= found.value.keys())
             yield found._replace(key=key)
         number += 1
         if scanner.peek() == ",":
             scanner.take()
         elif scanner.peek() not in ("]", "}"):
             raise DataError(f"the list is cut off or damaged after entry {number - 1}")
+    if scanner.take() == "" or scanner.peek() != "":
+        raise DataError("the file is cut off, or goes on after its end")
 
 
 class _Scanner:
@@ -101,7 +102,8 @@ class _Scanner:
         self.decoder = json.JSONDecoder()
 
     def _more(self) -> None:
-        data = self.file.read(min(max(CHUNK, len(self.text)), MAX_CHUNK))
+        # as much as an entry may have, so that none is decoded in vain more than once
+        data = self.file.read(MAX_BYTES if self.text else CHUNK)
         self.ended = not data
         self.dropped += self.at
         self.text = self.text[self.at :] + data.decode("latin-1")
@@ -120,6 +122,13 @@ class _Scanner:
         character = self.peek()
         self.at += len(character)
         return character
+
+    def key(self) -> str:
+        """Decode a key of an object, and go past it and its colon."""
+        key = self.value().value
+        if not isinstance(key, str) or self.take() != ":":
+            raise DataError("an entry has no key", why="the file is no valid JSON")
+        return key
 
     def value(self) -> Entry:
         """Decode the next value and go past it."""

@@ -23,8 +23,8 @@ CODECS = (".gz", ".bz2", ".xz")
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 ARCHIVES = (".zip", ".tar", *SHORT, *(f".tar{codec}" for codec in CODECS))
-# A text of numbers packs to a tenth; what unpacks to more than both of these is a bomb.
-MAX_RATIO, SMALL_BYTES = 200, 16_000_000
+# A text of numbers packs to a tenth, at best to a fortieth; what unpacks to more than both of these is a bomb.
+MAX_RATIO, SMALL_BYTES = 100, 16_000_000
 # A zip's directory is read as a whole; a member takes 50 to 150 bytes in it and 600 in memory.
 MAX_ZIP_DIRECTORY = 16_000_000
 # Folders and empty files cost time to list and bring nothing.
@@ -205,12 +205,16 @@ class Archive:
             raise DataError("the archive is cut off", why=f"byte {offset}")
 
     def open(self, name: str, place: tuple[int, int] | None) -> BinaryIO:
-        """Open a member, unpacked where its name says that it is packed."""
+        """Open a member, unpacked where its name says that it is packed; raise `DataError` for a damaged one."""
         if self.zip is None:
             start, size = place or (0, 0)
             return unpacked(io.BufferedReader(_Window(self.stream, start, size)), name, size)  # type: ignore[type-var]
-        info = self.zip.getinfo(name)
-        return unpacked(self.zip.open(info), name, info.compress_size)  # type: ignore[arg-type]
+        try:
+            info = self.zip.getinfo(name)
+            stream = self.zip.open(info)
+        except Exception as error:  # zipfile raises whatever the first surprise in a damaged file causes
+            raise DataError("the member cannot be opened", where=name, why=repr(error)[:200]) from None
+        return unpacked(stream, name, info.compress_size)  # type: ignore[arg-type]
 
 
 def _zip_member(info: zipfile.ZipInfo) -> Member:

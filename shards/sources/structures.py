@@ -169,7 +169,11 @@ class StructuresSource(Source):
             if refused or form(name) == "ase":
                 yield _item(name, {**ref, "refused": refused or "it is a database in an archive"})
                 continue
-            stream = archive.open(member.name, member.place)
+            try:
+                stream = archive.open(member.name, member.place)
+            except DataError as error:
+                yield _item(name, {**ref, "refused": str(error)})
+                continue
             yield from _numbered(parts(stream, self.path, form(name), self.id_key), name, ref, stamp)
 
     def _structure(self, path: Path, item: Item) -> tuple[Structure, dict[str, Any]]:

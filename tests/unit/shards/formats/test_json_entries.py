@@ -19,11 +19,12 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 
+OBJECTS = st.dictionaries(st.text(max_size=4), VALUES, max_size=4)
+
 
 @settings(max_examples=150, deadline=None)
 @given(
-    found=st.lists(VALUES, max_size=6)
-    | st.dictionaries(st.text(max_size=4), st.dictionaries(st.text(max_size=3), VALUES), max_size=5),
+    found=st.lists(OBJECTS, max_size=6) | st.dictionaries(st.text(max_size=4), OBJECTS, max_size=5),
     ascii_only=st.booleans(),
     indent=st.sampled_from([None, 3]),
     chunk=st.sampled_from([1, 7, 1 << 18]),
@@ -62,8 +63,10 @@ def test_an_ase_database_is_more_than_its_rows() -> None:
     table = {"1": row, "3": row, "ids": [1, 3], "nextid": 4, "metadata": {}}
     assert [entry.key for entry in entries(io.BytesIO(json.dumps(table).encode()))] == ["1", "3"]
     # in any other mapping they are entries like the rest
-    table = {"a": {}, "ids": [1, 3]}
-    assert [entry.key for entry in entries(io.BytesIO(json.dumps(table).encode()))] == ["a", "ids"]
+    found = entries(io.BytesIO(json.dumps({"a": {}, "ids": [1, 3]}).encode()))
+    assert next(found).key == "a"
+    with pytest.raises(DataError, match="entry 1 is no JSON object"):
+        next(found)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +75,12 @@ def test_an_ase_database_is_more_than_its_rows() -> None:
         ('[{"a": 1}, {"b": 2}', 2, "cut off or damaged after entry 1"),
         ('[{"a": 1}, {"b": 2]', 1, "begins at byte|is no JSON"),
         ('[{"a": 1} {"b": 2}]', 1, "after entry 0"),
-        ('{"a": {}, 5: {}}', 1, "entry 1 has no key"),
-        ("[" + "[" * 200_000, 0, "nested too deeply"),
-        ('["' + "x" * 9_000_000, 0, "more than 5 MB"),
+        ('{"a": {}, 5: {}}', 1, "an entry has no key"),
+        ('[{"a":' + "[" * 200_000, 0, "nested too deeply"),
+        ('[{"' + "x" * 9_000_000, 0, "more than 5 MB"),
+        ('[{"a": 1}, 7]', 1, "entry 1 is no JSON object"),
+        ('[{"a": 1}] [{"b": 2}]', 1, "goes on after its end"),
+        ("[", 0, "cut off"),
         ("12", 0, "no JSON list"),
         ("", 0, "no JSON list"),
     ],
