@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shards.errors import ConfigError, DataError, suggest
+from shards.molecules import molecule_tags
 from shards.sources.base import SOURCES, Item, Record, Source
 from shards.sources.images import ImageFiles, inside, stamp
 from shards.sources.rows import MAX_CELL, Cells, Rows, is_missing, number, open_rows, text
@@ -181,7 +182,7 @@ class TableSource(Source):
             id=item.id,
             structure=base.structure,
             text=cells.text(self.text),
-            smiles=cells.text(self.smiles),
+            smiles=base.smiles,
             images=self._pictures(item.id, cells),
             columns=_known({**columns, **{name: cells.text(of) for name, of in plan.categories.items()}}),
             arrays=_known({**arrays, **{name: self._spectrum(cells, of) for name, of in self.spectra.items()}}),
@@ -195,15 +196,18 @@ class TableSource(Source):
         return _plan(self.model_dump_json(), rows)
 
     def _described(self, id: str, cells: Cells) -> Record:
-        """Return a record of the sample's structure and the tags that follow from it."""
+        """Return a record of the sample's structure and molecule, and the tags that follow from them."""
+        smiles = cells.text(self.smiles)
+        tags = molecule_tags(smiles) if smiles else {}
         described, name = cells.text(self.structure), cells.text(self.structure_path)
         if described is not None and self.structure is not None:
             structure = parse_structure(described, max_atoms=self.max_atoms, where=cells.where(self.structure))
         elif name is not None:
             structure = read_structure(inside(self.path.parent, name), max_atoms=self.max_atoms)
         else:
-            return Record(id=id)
-        return structure_record(structure, id)
+            return Record(id=id, smiles=smiles, tags=tags)
+        record = structure_record(structure, id)
+        return replace(record, smiles=smiles, tags=tags | record.tags)
 
     def _number(self, cells: Cells, column: str, unit: Scale) -> float | None:
         cell = cells.cell(column)

@@ -345,3 +345,15 @@ def test_real_tables_are_read_row_by_row(shared_data: Path) -> None:
             structure = made.read(item).structure
             assert structure is not None
             assert structure.composition.reduced_composition == Composition(frame.formula[item.id]).reduced_composition
+
+
+def test_a_molecule_is_tagged_with_its_scaffold_for_splits(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit", reason="extra 'molecules' is not installed")
+    path = tmp_path / "molecules.csv"
+    path.write_text("name,smiles\nphenol,Oc1ccccc1\nhexane,CCCCCC\nbroken,C1CC\n")
+    source = TableSource(path=path, id="name", smiles="smiles")
+    phenol, hexane, broken = source.items()
+    assert source.read(phenol).tags["scaffold"] == "c1ccccc1"
+    assert source.read(hexane).tags["scaffold"] == "acyclic"
+    with pytest.raises(DataError):
+        source.read(broken)
