@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pretrain.config import DataConfig
@@ -10,13 +10,17 @@ from shards.mixture import Member, Mixture
 from shards.reader import Dataset
 
 
-def open_data(config: DataConfig, find: Callable[[str], Path | str]) -> Dataset | Mixture:
-    """Open the data set or the mix of a recipe, with all modalities.
+def open_data(config: DataConfig, modalities: Sequence[str], find: Callable[[str], Path | str]) -> Dataset | Mixture:
+    """Open the data set of a recipe with all its modalities, or its mix with those that are trained on.
+
+    What a mix is not trained on may differ between its data sets.
 
     Parameters
     ----------
     config : DataConfig
         The recipe's ``[data]``.
+    modalities : sequence of str
+        What is trained on.
     find : callable
         From a path of the recipe to a folder or URL of shards: `shards.locate.locate`, or `shards.locate.existing` on
         ranks other than the first.
@@ -31,4 +35,4 @@ def open_data(config: DataConfig, find: Callable[[str], Path | str]) -> Dataset 
     for entry in config.mix:
         dataset = opened(entry.path, entry.overlays)
         members.append(Member(name=entry.name or dataset.name, dataset=dataset, weight=entry.weight))
-    return Mixture(members)
+    return Mixture(members, modalities)

@@ -144,11 +144,13 @@ class Trainer:
 
     def _open(self) -> Dataset | Mixture:
         """Open the data; what is not there yet is made by the first rank, while the others wait."""
-        dataset = open_data(self.recipe.data, locate) if self.rank == 0 else None
+        names = list(self.recipe.modalities)
+        dataset = open_data(self.recipe.data, names, locate) if self.rank == 0 else None
         dist.barrier()
-        dataset = dataset or open_data(self.recipe.data, existing)
+        if dataset is None:
+            dataset = open_data(self.recipe.data, names, existing)
         check_modalities(self.recipe, dataset.modalities)
-        return dataset.select(list(self.recipe.modalities))
+        return dataset.select(names)
 
     def _fit(self) -> Fitted:
         positions = self.dataset.positions(self.recipe.data.split, "train")

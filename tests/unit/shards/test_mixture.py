@@ -80,6 +80,8 @@ def test_data_sets_that_do_not_fit_are_refused(toy: Dataset, tmp_path: Path) -> 
     other = Dataset(tmp_path / "other")
     with pytest.raises(DataError, match=r"modality 'a' differs\n.*'a.feature' is .*0.5.*, expected .*0.0"):
         Mixture([Member(name=n, dataset=d, weight=1) for n, d in (("toy", toy), ("other", other))])
+    unused = Mixture([Member(name=n, dataset=d, weight=1) for n, d in (("toy", toy), ("other", other))], ["b"])
+    assert list(unused.modalities) == ["b"]
     with pytest.raises(ConfigError, match="two data sets of the mix are called 'toy'"):
         Mixture([Member(name="toy", dataset=toy, weight=1)] * 2)
 
