@@ -42,15 +42,16 @@ class Bucket:
         import fsspec
 
         self.parsed, self.folder, self.attempts, self.pause_s = parsed, folder, attempts, pause_s
-        options: dict[str, Any] = {}
+        # fsspec would give the one of before back, whatever the environment says by now
+        options: dict[str, Any] = {"skip_instance_cache": True}
         if parsed.startswith("s3://"):
-            options = {"anon": True, "config_kwargs": {"connect_timeout": 30, "read_timeout": 60}}
+            options |= {"anon": True, "config_kwargs": {"connect_timeout": 30, "read_timeout": 60}}
         elif parsed.startswith(("http://", "https://")):
             from aiohttp import ClientTimeout
 
             # objects are stored packed and stay so, whatever the server says of their encoding
             timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
-            options = {"client_kwargs": {"timeout": timeout, "auto_decompress": False}}
+            options |= {"client_kwargs": {"timeout": timeout, "auto_decompress": False}}
         try:
             self.files, self.base = fsspec.core.url_to_fs(parsed, **options)
         except ImportError as error:

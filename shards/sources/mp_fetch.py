@@ -8,6 +8,7 @@ done, ``missing.csv``. Only what the ledger names counts.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from shards.errors import ConfigError, DataError
 from shards.sources.ledger import Ledger
 from shards.sources.mp_bucket import FOLDERS, Bucket
 from shards.sources.mp_client import MaterialsApi, checked_id
+from shards.sources.mp_table import DosTable
 
 FORMAT = "matloom-mp-1"
 LEDGER, MISSING = "ledger.jsonl", "missing.csv"
@@ -266,12 +268,32 @@ class _Job:
             unknown = [material for material in unknown if (modality, material) not in self.state.tasks]
             for start in range(0, len(unknown), PAGE):
                 self._find_tasks(modality, unknown[start : start + PAGE])
+            if modality == "dos":
+                self._ask_table()
             self._fetch(modality, self.state.open(self.plan.folder, [modality]))
 
     def _find_tasks(self, modality: str, materials: list[str]) -> None:
         found = self.api.dos_tasks(materials) if modality == "dos" else self.api.static_tasks(materials)
         tasks = {material: found.get(material, []) for material in materials}
         self.done({"kind": "tasks", "modality": modality, "tasks": tasks})
+
+    def _ask_table(self) -> None:
+        """Take the densities of states that the bucket keeps in a table; the others are looked for as objects."""
+        keys = self.state.open(self.plan.folder, ["dos"])
+        if not keys:
+            return
+        table = DosTable(self.plan.parsed, attempts=self.plan.attempts, pause_s=self.plan.pause_s)
+        for start in range(0, len(keys), PAGE):
+            batch = [material for _, material in keys[start : start + PAGE]]
+            rows = table.rows({material: self.state.tasks.get(("dos", material), []) for material in batch})
+            for material in batch:
+                if material in rows:
+                    data, path = rows[material], f"{FOLDERS['dos']}/{material}.table.json.gz"
+                    _write(self.plan.folder / path, data)
+                    entry = {"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                    self.done({"kind": "object", "modality": "dos", "material": material, **entry})
+            if rows:
+                self.progress(f"dos: {min(start + PAGE, len(keys))} of {len(keys)} looked up in the table")
 
     def _missing(self, modality: str, material: str, reason: str) -> None:
         self.done({"kind": "missing", "modality": modality, "material": material, "reason": reason})

@@ -93,7 +93,11 @@ def _zero(energy: np.ndarray, states: np.ndarray, fermi: float) -> float:
     from pymatgen.electronic_structure.core import Spin
     from pymatgen.electronic_structure.dos import Dos
 
-    conduction, valence = Dos(fermi, energy, {Spin.up: states}).get_cbm_vbm()
+    try:
+        conduction, valence = Dos(fermi, energy, {Spin.up: states}).get_cbm_vbm()
+    except (IndexError, ValueError):
+        # there is no edge to be found where the states vanish nowhere on one side of the Fermi energy
+        return fermi
     return float(valence) if conduction > valence else fermi
 
 

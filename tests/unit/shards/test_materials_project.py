@@ -6,9 +6,10 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
-from moto.server import ThreadedMotoServer
 
 from shards.errors import ConfigError, DataError
 from shards.sources import source
@@ -314,25 +314,84 @@ def test_an_object_that_is_a_bomb_is_refused(
         source(table(url, tmp_path, include=["dos"])).items()
 
 
-def test_the_bucket_may_be_s3(project: MaterialsProject, url: str, tmp_path: Path, monkeypatch) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", region_name="us-east-1", config=Config(signature_version=UNSIGNED))
-        client.create_bucket(Bucket="materialsproject-parsed")
-        for key, data in project.objects.items():
-            if "2002" not in key:
-                client.put_object(Bucket="materialsproject-parsed", Key=key, Body=data, ACL="public-read")
-        records = read_all(source(table(url, tmp_path, parsed="s3://materialsproject-parsed")))
-    finally:
-        server.stop()
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    """An S3-compatible server on loopback with the empty bucket."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # in a process of its own: what asks the table holds the interpreter while it waits
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            client(address).create_bucket(Bucket="materialsproject-parsed", ACL="public-read")
+            yield address
+        finally:
+            server.kill()
+
+
+def client(address: str) -> Any:
+    patient = Config(signature_version=UNSIGNED, retries={"max_attempts": 40, "mode": "standard"})
+    return boto3.client("s3", endpoint_url=address, region_name="us-east-1", config=patient)
+
+
+@pytest.fixture
+def put(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], str]:
+    """Put an object into the bucket, below a place of the test's own, and return that place's address."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def put(key: str, data: bytes) -> str:
+        name = f"{tmp_path.name}/{key}"
+        client(s3_url).put_object(Bucket="materialsproject-parsed", Key=name, Body=data, ACL="public-read")
+        return f"s3://materialsproject-parsed/{tmp_path.name}"
+
+    return put
+
+
+def test_the_bucket_may_be_s3(project: MaterialsProject, url: str, put: Callable, tmp_path: Path) -> None:
+    for key, data in project.objects.items():
+        if "2002" not in key:
+            parsed = put(key, data)
+    records = read_all(source(table(url, tmp_path, parsed=parsed)))
     assert [record.id for record in records if record.dos is None] == ["mp-102"]
     assert all(record.charge_density is not None for record in records)
     entries = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert all(len(entry["etag"]) == 32 for entry in entries if entry["kind"] == "object")
+
+
+def test_densities_of_states_of_the_table_come_first(
+    project: MaterialsProject, url: str, put: Callable, tmp_path: Path
+) -> None:
+    import pyarrow
+    from deltalake import write_deltalake
+    from emmet.core.mpid import AlphaID
+
+    energies = np.linspace(-10, 10, 41)
+    rows = {
+        "identifier": [str(AlphaID(str(2000 + n), padlen=8)) for n in range(3)],
+        "run_type": ["GGA", "r2SCAN", "GGA"],
+        "efermi": [0.5, 0.5, 0.5],
+        "energies": [energies.tolist()] * 3,
+        "spin_up_densities": [[7.0 + n] * 41 for n in range(3)],
+        "spin_down_densities": [None, [1.0] * 41, None],
+    }
+    write_deltalake(str(tmp_path / "table"), pyarrow.table(rows), partition_by=["run_type"])
+    for path in (tmp_path / "table").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path / "table").as_posix()
+            put(f"core/electronic-structure/total-dos/{name}", path.read_bytes())
+    parsed = put("dos/mp-2003.json.gz", project.objects["dos/mp-2003.json.gz"])
+    options = {"include": ["structure", "dos"], "parsed": parsed}
+    made = source(table(url, tmp_path / "mp", **options))
+    records = read_all(made)
+    heights = [record.dos.states_per_ev.max() if record.dos else None for record in records]
+    assert heights == [7.0, 9.0, 9.0, 7.0, None]
+    # a metal counts from its Fermi energy, and the atoms are those of the summary
+    assert records[0].dos is not None and (records[0].dos.zero_ev, records[0].dos.atoms) == (0.5, 8)
+    before = project.requests.total()
+    assert [item.stamp for item in made.items()] and project.requests.total() == before
 
 
 # --- JSON of pymatgen ---------------------------------------------------------------------------
