@@ -23,6 +23,7 @@ from shards.schema import Sample
 from shards.sealed import SEAL
 from shards.verify import verify_dataset
 from shards.writer import ShardWriter
+from tests.poison import poisons
 from tests.synthetic import FEATURES, build_toy
 
 FLIPS, CUTS = 500, 100
@@ -134,50 +135,6 @@ def test_100_truncations_are_all_detected(victim: Path, capsys: pytest.CaptureFi
     assert sum(counts.values()) == CUTS
     with capsys.disabled():
         print(f"\n  {CUTS} truncations, all detected: {dict(sorted(counts.items()))}")
-
-
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return os.system, (f"touch {self.canary}",)
-
-
-def poisons(canary: Path) -> dict[str, bytes]:
-    """Bytes of every kind of file whose usual reader executes what is inside."""
-    import gzip
-    import io
-    import zipfile
-
-    import joblib
-    import torch
-
-    def written(write: object, *arguments: object) -> bytes:
-        buffer = io.BytesIO()
-        write(*arguments, buffer) if write is joblib.dump or write is torch.save else write(buffer, *arguments)  # type: ignore[operator]
-        return buffer.getvalue()
-
-    bomb = Bomb(canary)
-    plain_pickle = pickle.dumps(bomb)
-    objects = np.array([bomb], dtype=object)
-    kinds = {
-        "pkl": plain_pickle,
-        "pickle": plain_pickle,
-        "pyd": plain_pickle,
-        "pth": written(torch.save, bomb),
-        "pt": written(torch.save, {"x": bomb}),
-        "joblib": written(joblib.dump, bomb),
-        "npy": written(lambda buffer: np.save(buffer, objects, allow_pickle=True)),
-        "npz": written(lambda buffer: np.savez(buffer, x=objects, allow_pickle=True)),
-    }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", plain_pickle)
-    kinds["zip"] = buffer.getvalue()
-    return kinds | {f"{name}.gz": gzip.compress(data) for name, data in kinds.items()}
 
 
 def test_the_poison_is_real(tmp_path: Path) -> None:
