@@ -20,9 +20,10 @@ from shards.batch import collate, collate_modality
 from shards.chunks import to_sample
 from shards.errors import ConfigError, DataError, suggest
 from shards.features import feature
+from shards.formats.structure import read_structure
 from shards.schema import ModalitySpec, Sample
 from shards.sources.base import Record
-from shards.sources.structures import read_structure, structure_record
+from shards.sources.structures import structure_record
 
 # a pymatgen Structure is a sequence too, of sites
 SEVERAL = (list, tuple)

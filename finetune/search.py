@@ -10,11 +10,11 @@ import numpy as np
 
 from finetune.data import check_schema
 from finetune.loading import Foundation
+from shards.formats.dos_csv import read_dos
 from shards.locate import locate
 from shards.reader import Dataset
 from shards.schema import Sample
 from shards.sources.base import Record
-from shards.sources.structures import read_dos
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def search(foundation: Foundation, query: Path, *, data: str, among: str = "crys
     foundation : Foundation
         Embeds query and candidates.
     query : Path
-        CIF, POSCAR or pymatgen JSON of a crystal; or a ``.csv`` as `shards.sources.structures.read_dos` reads it.
+        CIF, POSCAR or pymatgen JSON of a crystal; or a ``.csv`` as `shards.formats.dos_csv.read_dos` reads it.
     data : str
         Data set, as in a recipe.
     among : str

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from shards.errors import DataError
+from shards.formats.tar import checked_name
 
 CODECS = (".gz", ".bz2", ".xz")
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -238,9 +239,11 @@ def _tar_member(info: tarfile.TarInfo) -> Member:
 
 def _hostile_name(name: str) -> str:
     """Say what is wrong with a member's name, empty where nothing is."""
-    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-        return "its name leads out of the archive"
-    return "" if name.isprintable() else "its name has control characters"
+    try:
+        checked_name(name.encode("utf-8", "surrogateescape"), "")
+    except DataError as error:
+        return error.what
+    return ""
 
 
 def _check_zip_directory(path: Path) -> None:

@@ -19,7 +19,6 @@ from pydantic import Field
 
 from shards.errors import DataError
 from shards.formats.ase_db import entry_structure, is_entry, row_structure
-from shards.formats.dos_csv import read_dos
 from shards.formats.listing import Part, form, lookup, parts, stem
 from shards.formats.packed import Archive, codec, is_archive, unpacked
 from shards.formats.structure import (
@@ -43,7 +42,6 @@ __all__ = [
     "MAX_BYTES",
     "StructuresSource",
     "parse_structure",
-    "read_dos",
     "read_structure",
     "structure_record",
 ]
