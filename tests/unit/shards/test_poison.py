@@ -16,7 +16,7 @@ from shards.errors import MatloomError
 from shards.sources import source
 from tests.poison import poisons
 
-CIF_NAMES = ("structure.cif", "POSCAR", "frames.xyz", "structure.json", "many.db", "many.jsonl")
+CIF_NAMES = ("one.cif", "POSCAR", "frames.xyz", "entry.json", "many.db", "lines.jsonl")
 VASP_NAMES = ("CHGCAR", "vasprun.xml", "complete_dos.json", "POSCAR")
 MULTIMAT_NAMES = ("crystal_potnet.pt", "dos_allmpids.pt", "mp-1.pt")
 
