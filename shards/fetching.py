@@ -18,13 +18,14 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import responses
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from shards.errors import ConfigError, DataError
 
 CHUNK = 1 << 16
-BLOCK = 4 << 20
+BLOCK = 8 << 20
 # a failure after this many bytes counts as the first one
 PROGRESS = 1 << 20
 RETRIED = {408, 416, 425, 429}
@@ -156,8 +157,7 @@ class HttpOrigin:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise InterruptedFetchError("the server sends another range than was asked for")
             return 0
-        known = status in HTTPStatus._value2member_map_
-        answer = f"the server answers {status} {HTTPStatus(status).phrase if known else ''}".rstrip()
+        answer = f"the server answers {status} {responses.get(status, '')}".rstrip()
         if status not in RETRIED and status < 500:
             raise _unavailable(f"{self.location}/{name}", answer)
         anew = status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE

@@ -76,11 +76,6 @@ class Prefetcher:
             self._threads.append(thread)
             thread.start()
 
-    def forget(self, sha256: str) -> None:
-        """Do not fetch a shard any more: its readings are over."""
-        with self._changed:
-            self._pending = [entry for entry in self._pending if entry.sha256 != sha256]
-
     def wake(self) -> None:
         """Try again what could not be fetched, as room has become free."""
         with self._changed:
@@ -125,6 +120,7 @@ class Prefetcher:
                 with self._changed:
                     self._busy.discard(entry.sha256)
             if done:
-                self.forget(entry.sha256)
+                with self._changed:
+                    self._pending = [e for e in self._pending if e.sha256 != entry.sha256]
             else:
                 put_off.add(entry.sha256)

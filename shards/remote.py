@@ -134,6 +134,8 @@ def _small_files(fetcher: Fetcher, cache: NodeCache) -> tuple[Path, int]:
     manifest = parse_manifest(data, where=f"{location}/{MANIFEST}")
     try:
         sizes = {entry.index: int(json.loads(seal)["files"][entry.index]["bytes"]) for entry in manifest.shards}
+        if min(sizes.values(), default=0) < 0:
+            raise ValueError("an index has fewer than 0 bytes")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError("the seal and the manifest do not fit", where=f"{location}/{SEAL}", why=repr(error)) from None
 
@@ -182,7 +184,7 @@ class _Leases:
         self.released: Callable[[], None] = lambda: None
         self._views: dict[str, memoryview] = {}
         self._started: set[str] = set()
-        self._plan = Plan([], {}, {})
+        self._plan, self._now = Plan([], {}, {}), 0
         self._lock = threading.RLock()
         self._full_until = 0.0
         self._warned = False
@@ -190,7 +192,7 @@ class _Leases:
     def follow(self, plan: Plan) -> None:
         """Read by another plan from now on; what it needs soon is leased again by its prefetching."""
         with self._lock:
-            self._plan = plan
+            self._plan, self._now = plan, 0
             self._started = set()
         self.drop()
 
@@ -221,8 +223,10 @@ class _Leases:
         return view
 
     def fetch_ahead(self, entry: ShardEntry, ended: threading.Event) -> bool:
-        """Fetch a shard that will be read; False where others fetch it, or this process has enough of the cache."""
+        """Fetch a shard if it will be read; False where others do, or this process has enough of the cache."""
         with self._lock:
+            if self._plan.last.get(entry.sha256, 0) < self._now:
+                return True
             held = sum(len(view) for view in self._views.values())
             # the other half is for what is read without a plan, and for other data sets
             if 2 * (held + entry.bytes) > self.cache.limit_bytes or len(self._views) >= OPEN_SHARDS:
@@ -269,8 +273,9 @@ class _Leases:
         """Note that the reading of a shard begins, and let go of those whose reading is over by the plan."""
         with self._lock:
             self._started.add(entry.sha256)
-            now = self._plan.first.get(entry.sha256, 0)
-            over = [sha256 for sha256 in self._views if self._plan.last.get(sha256, now) < now]
+            # readings come in the order of the plan, so all before the first of this shard are over
+            self._now = max(self._now, self._plan.first.get(entry.sha256, 0))
+            over = [sha256 for sha256 in self._views if self._plan.last.get(sha256, self._now) < self._now]
             for sha256 in over:
                 del self._views[sha256]
             if over:

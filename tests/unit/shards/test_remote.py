@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
 from pathlib import Path
 from subprocess import PIPE
 
@@ -18,8 +16,9 @@ import pytest
 
 from shards.cache import on_disk
 from shards.errors import ConfigError, DataError
-from shards.fetching import Fetcher, Patience, _retry_after, open_origin, without_secrets
+from shards.fetching import Patience
 from shards.manifest import MANIFEST, ShardEntry
+from shards.prefetch import Plan
 from shards.reader import Dataset
 from shards.remote import RemoteOptions
 from shards.sealed import SEAL
@@ -208,6 +207,22 @@ def test_a_plan_in_a_small_cache_gives_back_what_is_over(toy: Dataset, toy_folde
         assert all(first == 0 and sent > 70_000 for name, first, sent in server.requests if name.endswith(".tar"))
 
 
+def test_fetching_ahead_leaves_half_of_the_cache_to_others(toy: Dataset, toy_folder: Path) -> None:
+    bound = 28_672 + 5 * 81_920
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options(cache_gb=bound / 1e9)) as remote:
+        leases, ended = remote._base.store._leases, threading.Event()  # type: ignore[attr-defined]
+        assert [leases.fetch_ahead(entry, ended) for entry in toy.manifest.shards] == [True, True, False, False]
+        # what is read now may use the other half
+        assert equal(remote[59], toy[59])
+        assert fetched(server).total() == 3
+        # by a plan shard 0 is over when shard 3 is read
+        leases.follow(Plan.of(toy.manifest.shards, np.array([0, 3, 1])))
+        assert equal(remote[59], toy[59])
+        assert not leases._views.keys() & {shard_of(toy).sha256}
+        assert leases.fetch_ahead(shard_of(toy), ended)
+        assert not leases._views.keys() & {shard_of(toy).sha256}
+
+
 def test_a_local_set_needs_no_prefetching_and_reads_on_after_closing(toy_folder: Path, toy: Dataset) -> None:
     with Dataset(toy_folder) as local:
         local.prefetch(np.arange(60))
@@ -253,19 +268,6 @@ def test_a_process_ends_without_closing(toy_folder: Path) -> None:
 
 def shard_of(toy: Dataset) -> ShardEntry:
     return toy.manifest.shards[0]
-
-
-def test_a_broken_download_goes_on_at_the_byte_where_it_broke(toy: Dataset, toy_folder: Path) -> None:
-    entry, faults = shard_of(toy), Faults(seed=3, rate=1.0, kinds=["short"], most=3)
-    with http_server(toy_folder, faults) as server:
-        sink = io.BytesIO()
-        fetcher = Fetcher(open_origin(server.url, HASTY), HASTY)
-        fetcher.into(sink, entry.file, size=entry.bytes, sha256=entry.sha256)
-        fetcher.origin.close()
-    firsts, sent = [first for _, first, _ in server.requests], [count for _, _, count in server.requests]
-    assert firsts == [0, *np.cumsum(sent)[:-1].tolist()]
-    assert sum(sent) == entry.bytes
-    assert len(firsts) == 4
 
 
 def test_a_partial_file_of_a_killed_process_is_gone_on_with(toy: Dataset, toy_folder: Path, cache: Path) -> None:
@@ -325,43 +327,6 @@ def test_a_server_that_is_not_there_is_named(toy_folder: Path) -> None:
         url = server.url
     with pytest.raises(DataError, match=rf"{url}/seal\.json(.|\n)*ConnectionError(.|\n)*6 failures"):
         Dataset(url, remote=options())
-
-
-def test_retry_after_is_honoured_and_bounded(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _retry_after("7") == 7.0
-    assert 5.0 < _retry_after(formatdate(time.time() + 9, usegmt=True)) <= 9.0
-    assert _retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == _retry_after("soon") == _retry_after(None) == 0.0
-
-    class Busy(Faults):
-        def draw(self, name: str) -> tuple[str, float]:
-            self.counts[name] += 1
-            return "429" if self.counts[name] == 1 else "", 0.0
-
-    waits: list[float] = []
-    wait = threading.Event.wait
-    monkeypatch.setattr("shards.fetching._retry_after", lambda value: 0.02 if value == "0" else 0.0)
-    monkeypatch.setattr(threading.Event, "wait", lambda self, s=None: waits.append(s) or wait(self, s))
-    with http_server(toy_folder, Busy()) as server:
-        Dataset(server.url, remote=options()).close()
-    assert 0.02 in waits
-    monkeypatch.setattr("shards.fetching._retry_after", lambda value: 3600.0)
-    with http_server(toy_folder, Busy()) as server, pytest.raises(DataError, match="asks to wait 3600 s"):
-        Dataset(server.url, remote=options())
-
-
-def test_secrets_of_a_url_stand_in_no_message(toy_folder: Path) -> None:
-    with http_server(toy_folder) as server:
-        netloc = server.url.removeprefix("http://")
-        url = f"http://user:pass-word@{netloc}/nowhere?X-Signature=s3cr3t"
-        assert without_secrets(url) == f"http://{netloc}/nowhere"
-        with pytest.raises(DataError) as caught:
-            Dataset(url, remote=options())
-    with pytest.raises(DataError) as refused:
-        Dataset(url, remote=options())
-    for error in (caught.value, refused.value):
-        assert "pass-word" not in str(error)
-        assert "s3cr3t" not in str(error)
-        assert "nowhere" in str(error)
 
 
 def test_a_hash_that_is_a_path_is_refused(toy: Dataset) -> None:
