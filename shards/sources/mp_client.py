@@ -8,7 +8,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeVar
@@ -126,55 +126,40 @@ class MaterialsApi:
 
     def dos_tasks(self, material_ids: Iterable[str]) -> dict[str, list[str]]:
         """Return the calculation that each material's density of states is from; one without is left out."""
-        tasks = {}
-        for batch in _batches(material_ids):
-            documents = self._search(
-                "electronic structure documents",
-                "materials.electronic_structure",
-                material_ids=batch,
-                fields=["material_id", "dos"],
-                chunk_size=BATCH,
-            )
-            for document in documents:
-                task = _dos_task(document.get("dos"))
-                if task:
-                    tasks[str(document["material_id"])] = [checked_id(task)]
-        return tasks
+        documents = self._by_id("materials.electronic_structure", "material_id", material_ids, "dos")
+        tasks = {material: _dos_task(document.get("dos")) for material, document in documents}
+        return {material: [checked_id(task)] for material, task in tasks.items() if task}
 
     def static_tasks(self, material_ids: Iterable[str]) -> dict[str, list[str]]:
         """Return each material's static calculations, the last updated first: where charge densities are from."""
-        static: dict[str, list[str]] = {}
-        for batch in _batches(material_ids):
-            documents = self._search(
-                "material documents",
-                "materials",
-                material_ids=batch,
-                fields=["material_id", "calc_types"],
-                chunk_size=BATCH,
-            )
-            for document in documents:
-                types = document.get("calc_types") or {}
-                static[str(document["material_id"])] = sorted(task for task, kind in types.items() if kind in STATIC)
-        updated = self._updated(sorted({task for tasks in static.values() for task in tasks}))
+        static = {}
+        for material, document in self._by_id("materials", "material_id", material_ids, "calc_types"):
+            types = document.get("calc_types") or {}
+            static[material] = sorted(checked_id(task) for task, kind in types.items() if kind in STATIC)
+        tasks = sorted({task for tasks in static.values() for task in tasks})
+        # the documents may call a calculation by another of its names
+        updated = {
+            object_id(task): _date(document["last_updated"])
+            for task, document in self._by_id("materials.tasks", "task_id", tasks, "last_updated")
+        }
         return {
-            material: sorted((task for task in tasks if task in updated), key=lambda task: updated[task], reverse=True)
+            material: sorted(
+                (task for task in tasks if object_id(task) in updated),
+                key=lambda task: updated[object_id(task)],
+                reverse=True,
+            )
             for material, tasks in static.items()
         }
 
-    def _updated(self, tasks: list[str]) -> dict[str, str]:
-        """Return when each calculation was last updated, by each name that it goes by."""
-        updated = {}
-        for batch in _batches(tasks):
+    def _by_id(self, route: str, key: str, ids: Iterable[str], field: str) -> Iterator[tuple[str, dict]]:
+        """Yield id and document of what a route of the client has on some ids, asking for a hundred at a time."""
+        listed = list(ids)
+        for start in range(0, len(listed), BATCH):
+            batch = listed[start : start + BATCH]
             documents = self._search(
-                "task documents",
-                "materials.tasks",
-                task_ids=batch,
-                fields=["task_id", "last_updated"],
-                chunk_size=2 * BATCH,
+                f"documents of {route}", route, **{f"{key}s": batch}, fields=[key, field], chunk_size=2 * BATCH
             )
-            known = {object_id(str(document["task_id"])): _date(document["last_updated"]) for document in documents}
-            updated.update({task: known[object_id(task)] for task in batch if object_id(task) in known})
-        return updated
+            yield from ((str(document[key]), document) for document in documents)
 
     def _search(self, what: str, route: str, **arguments: Any) -> list[dict]:
         """Ask a route of the client (``materials.tasks``) for documents."""
@@ -233,11 +218,6 @@ def _refusal(error: Exception, what: str) -> ConfigError:
         why=text[:500],
         do="check [source.query]: it takes the arguments of the client's materials.summary.search",
     )
-
-
-def _batches(values: Iterable[str]) -> list[list[str]]:
-    listed = list(values)
-    return [listed[start : start + BATCH] for start in range(0, len(listed), BATCH)]
 
 
 def _dos_task(dos: Any) -> str | None:
