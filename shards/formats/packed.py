@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from shards.errors import DataError
+from shards.formats.structure import refusing
 from shards.formats.tar import checked_name
 
 CODECS = (".gz", ".bz2", ".xz")
@@ -155,15 +156,13 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.zip: zipfile.ZipFile | None = None
-        if path.name.lower().endswith(".zip"):
-            _check_zip_directory(path)
-            try:
+        with refusing("the archive cannot be read", path):
+            if path.suffix.lower() == ".zip":
+                _check_zip_directory(path)
                 self.zip = zipfile.ZipFile(path)
-            except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-                raise DataError("the archive cannot be read", where=path, why=repr(error)[:200]) from None
-        else:
-            name = SHORT.get(path.suffix.lower(), path.name)
-            self.stream = unpacked(path.open("rb"), name, path.stat().st_size)
+            else:
+                name = SHORT.get(path.suffix.lower(), path.name)
+                self.stream = unpacked(path.open("rb"), name, path.stat().st_size)
 
     def members(self) -> Iterator[Member]:
         """List the members that are files or links, in the order of the archive.
@@ -177,15 +176,16 @@ class Archive:
             yield from map(_zip_member, (info for info in self.zip.infolist() if not info.is_dir()))
             return
         empty = full = 0
+        # not refusing(): its silence of warnings would last while this generator waits
         try:
             self.stream.seek(0)
-            with tarfile.open(fileobj=self.stream, mode="r:", errorlevel=0) as tar:
+            with tarfile.open(fileobj=self.stream, mode="r:") as tar:
                 for info in tar:
                     # tarfile keeps the header of every member that it has passed
                     tar.members.clear()  # type: ignore[attr-defined]
                     full, empty = (full + 1, empty) if info.size else (full, empty + 1)
                     if empty > MAX_EMPTY + 2 * full:
-                        raise DataError(f"more than {MAX_EMPTY} members are empty", where=self.path)
+                        raise DataError(f"more than {MAX_EMPTY} members are empty")
                     if not info.isdir():
                         yield _tar_member(info)
                 self._check_end(tar.offset)
@@ -210,11 +210,9 @@ class Archive:
         if self.zip is None:
             start, size = place or (0, 0)
             return unpacked(io.BufferedReader(_Window(self.stream, start, size)), name, size)  # type: ignore[type-var]
-        try:
+        with refusing("the member cannot be opened", name):
             info = self.zip.getinfo(name)
             stream = self.zip.open(info)
-        except Exception as error:  # zipfile raises whatever the first surprise in a damaged file causes
-            raise DataError("the member cannot be opened", where=name, why=repr(error)[:200]) from None
         return unpacked(stream, name, info.compress_size)  # type: ignore[arg-type]
 
 

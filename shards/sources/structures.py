@@ -219,6 +219,8 @@ def _refused(path: Path, root: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "it is no regular file"
+        if not os.access(path, os.R_OK):
+            return "it may not be read"
         return "" if path.resolve().is_relative_to(root.resolve()) else "it is a link that leads out of the folder"
     except OSError as error:
         return f"it cannot be opened: {error.strerror}"
