@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from shards.codecs import decode_arrays, decode_metadata
 from shards.errors import DataError
 from shards.index import read_index
+from shards.manifest import MANIFEST, Manifest
+from shards.reader import Dataset
 from shards.schema import Sample
+from shards.sealed import sealing, sha256
 from shards.writer import ShardWriter
 from tests.unit.shards.test_writer_reader import SPECS, publish, samples, vector
 
@@ -64,3 +67,34 @@ def test_an_index_that_points_elsewhere_or_contradicts_the_schema_is_refused(
     bad = safetensors.numpy.save(arrays, metadata={"index": json.dumps(names)})
     with pytest.raises(DataError, match="here"):
         read_index(bad, SPECS, shard_bytes=entry.bytes, where="here")
+
+
+def test_two_shards_with_one_id_are_refused(tmp_path: Path) -> None:
+    with sealing(tmp_path / "set") as stage:
+        entries = []
+        for name in ("a", "b"):
+            writer = ShardWriter(stage, SPECS, name=name)
+            writer.write(vector("twin"))
+            entries += writer.close()
+        manifest = Manifest(name="t", modalities=SPECS, shards=entries, samples=2, coverage={}, labels={})
+        (stage / MANIFEST).write_text(manifest.model_dump_json())
+    with pytest.raises(DataError, match="same id"):
+        Dataset(tmp_path / "set")
+
+
+def test_metadata_of_another_sample_are_refused(tmp_path: Path) -> None:
+    """An index whose rows are swapped has the digests of what it points to."""
+    with sealing(tmp_path / "set") as stage:
+        writer = ShardWriter(stage, SPECS)
+        for name in ("a", "b"):
+            writer.write(vector(name))
+        entry = writer.close()[0]
+        path = stage / entry.index
+        path.write_bytes(path.read_bytes().replace(b'[\\"a\\", \\"b\\"]', b'[\\"b\\", \\"a\\"]'))
+        entry = entry.model_copy(update={"index_sha256": sha256(path)})
+        manifest = Manifest(name="t", modalities=SPECS, shards=[entry], samples=2, coverage={}, labels={})
+        (stage / MANIFEST).write_text(manifest.model_dump_json())
+    dataset = Dataset(tmp_path / "set")
+    assert dataset.ids == ["b", "a"]
+    with pytest.raises(DataError, match=r"'b', meta(.|\n)*not the index's"):
+        dataset[0]

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from shards.batch import collate
 from shards.codecs import decode_arrays, decode_json, unescape
 from shards.errors import DataError
 from shards.manifest import MANIFEST, Manifest
 from shards.reader import Dataset
 from shards.schema import FieldSpec, ModalitySpec, Sample
-from shards.sealed import sealing, sha256
+from shards.sealed import sealing
 from shards.verify import verify_dataset
 from shards.writer import ShardWriter
 from tests.synthetic import GRAPH_FIELDS, build_toy, graph
@@ -204,37 +206,6 @@ def test_a_sample_that_is_refused_leaves_no_trace(tmp_path: Path) -> None:
     assert tree(tmp_path / "clean") == tree(tmp_path / "refused")
 
 
-def test_two_shards_with_one_id_are_refused(tmp_path: Path) -> None:
-    with sealing(tmp_path / "set") as stage:
-        entries = []
-        for name in ("a", "b"):
-            writer = ShardWriter(stage, SPECS, name=name)
-            writer.write(vector("twin"))
-            entries += writer.close()
-        manifest = Manifest(name="t", modalities=SPECS, shards=entries, samples=2, coverage={}, labels={})
-        (stage / MANIFEST).write_text(manifest.model_dump_json())
-    with pytest.raises(DataError, match="same id"):
-        Dataset(tmp_path / "set")
-
-
-def test_metadata_of_another_sample_are_refused(tmp_path: Path) -> None:
-    """An index whose rows are swapped has the digests of what it points to."""
-    with sealing(tmp_path / "set") as stage:
-        writer = ShardWriter(stage, SPECS)
-        for name in ("a", "b"):
-            writer.write(vector(name))
-        entry = writer.close()[0]
-        path = stage / entry.index
-        path.write_bytes(path.read_bytes().replace(b'[\\"a\\", \\"b\\"]', b'[\\"b\\", \\"a\\"]'))
-        entry = entry.model_copy(update={"index_sha256": sha256(path)})
-        manifest = Manifest(name="t", modalities=SPECS, shards=[entry], samples=2, coverage={}, labels={})
-        (stage / MANIFEST).write_text(manifest.model_dump_json())
-    dataset = Dataset(tmp_path / "set")
-    assert dataset.ids == ["b", "a"]
-    with pytest.raises(DataError, match=r"'b', meta(.|\n)*not the index's"):
-        dataset[0]
-
-
 def test_more_shards_than_are_kept_open_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.store.OPEN_SHARDS", 2)
     dataset = publish(tmp_path / "set", [vector(f"x{number}") for number in range(7)], shard_samples=1)
@@ -242,6 +213,18 @@ def test_more_shards_than_are_kept_open_can_be_read(tmp_path: Path, monkeypatch:
     for position in np.random.default_rng(0).integers(7, size=50):
         assert dataset[int(position)].id == f"x{position}"
     assert held.arrays["vector"]["v"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_batches_own_their_memory(toy: Dataset, rows: int) -> None:
+    """A tensor over a mapped shard could not be written to, and would keep the shard open."""
+    samples = list(toy)[:rows]
+    for name, inputs in collate(samples, toy.modalities).inputs.items():
+        for field, tensor in inputs.items():
+            arrays = [sample.arrays[name][field] for sample in samples if field in sample.arrays.get(name, {})]
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.numpy().flags.writeable
+                assert not any(np.shares_memory(tensor.numpy(), array) for array in arrays)
 
 
 @pytest.fixture
