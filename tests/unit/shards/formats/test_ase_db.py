@@ -74,6 +74,10 @@ HOSTILE = {
         "CREATE TABLE systems (id INTEGER, key_value_pairs TEXT AS (hex(zeroblob(20000000))))",
         "INSERT INTO systems (id) VALUES (1)",
     ),
+    "harmless function": (
+        "DROP TABLE information",
+        "CREATE VIEW information AS SELECT 'version' AS name, lower('9') AS value",
+    ),
     "no table": ("DROP TABLE systems",),
     "newer": ("UPDATE information SET value='10'",),
     "pairs are no object": ("UPDATE systems SET key_value_pairs='[1]'",),
