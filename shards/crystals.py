@@ -212,8 +212,8 @@ def _reduced(structure: Structure, numbers: np.ndarray, symprec_a: float) -> Str
         found = None
     if found is None or len(found[2]) >= len(structure):
         return structure
-    lattice, frac_coords, numbers = found
-    return Structure(lattice, [Element.from_Z(int(number)) for number in numbers], frac_coords)
+    basis, sites, kinds = found
+    return Structure(basis, [Element.from_Z(int(number)) for number in kinds], sites)
 
 
 def _may_be_reducible(lattice: np.ndarray, frac_coords: np.ndarray, numbers: np.ndarray, tolerance_a: float) -> bool:
