@@ -119,6 +119,8 @@ class MaterialsProject:
             found = [document for document in found if document[key] in asked]
         if "chemsys" in query:
             found = [document for document in found if document["chemsys"] in query["chemsys"].split(",")]
+        if "deprecated" in query:
+            found = [document for document in found if str(document.get("deprecated", False)) == query["deprecated"]]
         if "nsites_max" in query:
             found = [document for document in found if document["nsites"] <= int(query["nsites_max"])]
         limit = int(query.get("_per_page") or query.get("_limit") or 100)

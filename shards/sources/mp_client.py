@@ -106,12 +106,12 @@ class MaterialsApi:
         ----------
         query : mapping
             Keyword arguments of the client's ``materials.summary.search``. Deprecated materials are left
-            out unless it says otherwise; that also keeps the client from answering an empty query by
-            fetching the whole collection into the home folder.
+            out unless it says otherwise.
         fields : iterable of str
             Fields of the documents.
         page, size : int
-            Page number from 1, and documents a page.
+            Page number from 1, and documents a page. Without a page number the client would answer a query that
+            names nothing by fetching the whole collection into the home folder.
         """
         arguments = {"deprecated": False, **query}
         return self._search(

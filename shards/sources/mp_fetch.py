@@ -178,8 +178,6 @@ def download(plan: Plan, progress: Callable[[str], None] = report) -> State:
                 why=f"asked then: {json.dumps(state.question)[:300]}",
                 do="name another folder",
             )
-        if state.listed and not state.open(plan.folder, plan.objects):
-            return state
         job = _Job(plan, ledger, state, progress)
         job.list_documents()
         job.fetch_objects()

@@ -128,9 +128,18 @@ def test_pages_and_id_lists(
     assert [record.id for record in read_all(made)] == ["mp-101", "mp-104", "mp-102"]
     listed = source(table(url, tmp_path / "query", query={"material_ids": ["mp-103"], "chemsys": "F-Li"}))
     assert [record.tags["formula"] for record in read_all(listed)] == ["LiF"]
-    # a query that names nothing must not make the client fetch whole collections into the home folder
-    everything = source(table(url, tmp_path / "all", query={}, include=["structure"]))
-    assert len(list(everything.items())) == 5
+
+
+def test_deprecated_materials_are_left_out(
+    project: MaterialsProject, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    project.summaries["mp-102"]["deprecated"] = True
+    for query, count in (({}, 4), ({"deprecated": True}, 1)):
+        made = source(table(url, tmp_path / str(count), query=query, include=["structure"]))
+        assert len(list(made.items())) == count
+    # the client answers some queries that name nothing by fetching whole collections into the home folder
+    assert not (tmp_path / "home").exists()
 
 
 def test_what_is_missing_is_absent_and_listed(project: MaterialsProject, url: str, tmp_path: Path) -> None:
@@ -436,4 +445,5 @@ def test_a_ledger_keeps_complete_lines(tmp_path: Path) -> None:
             kept = whole[:cut].count(b"\n")
             assert ledger.entries == [{"a": 1}, {"b": "é"}][:kept]
             ledger.add({"c": 3})
+        assert path.read_bytes() == b"".join(whole.splitlines(True)[:kept]) + b'{"c":3}\n'
         assert Ledger(path).entries[-1] == {"c": 3} and len(Ledger(path).entries) == kept + 1
