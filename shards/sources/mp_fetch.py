@@ -71,7 +71,14 @@ class Plan:
     def question(self) -> dict[str, Any]:
         """What the folder's documents answer; another question needs another folder."""
         return json.loads(
-            json.dumps({"query": self.query, "material_ids": self.material_ids, "fields": sorted(self.fields)})
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "query": self.query,
+                    "material_ids": self.material_ids,
+                    "fields": sorted(self.fields),
+                }
+            )
         )
 
 
@@ -209,10 +216,7 @@ class _Job:
         if self.state.listed:
             return
         if self.state.question is None or self.state.db_version != self.api.db_version:
-            self.done(
-                {"kind": "question", "format": FORMAT, "question": self.plan.question}
-                | {"db_version": self.api.db_version}
-            )
+            self.done({"kind": "question", "question": self.plan.question, "db_version": self.api.db_version})
         seen = {document[0] for _, document in self.state.documents()}
         while not self.state.listed:
             number = len(self.state.pages)
@@ -226,6 +230,9 @@ class _Job:
                     do="remove the folder and download it again",
                 )
             seen.update(ids)
+            for material in self.plan.material_ids[number * PAGE : (number + 1) * PAGE]:
+                if material not in seen:
+                    self._missing("summary", material, "no document of this id: unknown or deprecated")
             self._keep(number, dict(zip(ids, documents, strict=True)), last)
             self.progress(f"{len(seen)} documents")
 
@@ -246,6 +253,8 @@ class _Job:
         lines = [json.dumps(document, separators=(",", ":")).encode() + b"\n" for document in documents.values()]
         entries, offset = [], 0
         for material, line in zip(documents, lines, strict=True):
+            if "structure" in self.plan.fields and not documents[material].get("structure"):
+                self._missing("structure", material, "none in its summary")
             props = documents[material].get("has_props") or {}
             lacks = [modality for modality in FOLDERS if props.get(modality) is False]
             entries.append([material, offset, len(line), xxhash.xxh3_128_hexdigest(line), lacks])
@@ -356,10 +365,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def _write_missing(path: Path, state: State) -> None:
     """Write the list of what is missing, with the reasons."""
-    listed = {document[0] for _, document in state.documents()}
     rows = sorted((material, modality, reason) for (modality, material), reason in state.missing.items())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("material_id", "modality", "reason"))
-    writer.writerows(row for row in rows if row[0] in listed)
+    writer.writerows(rows)
     _write(path, table.getvalue().encode())

@@ -126,6 +126,7 @@ def test_pages_and_id_lists(
     options = {"query": {}, "ids_file": str(tmp_path / "ids.txt"), "include": ["structure"]}
     made = source(table(url, tmp_path / "ids", **options))
     assert [record.id for record in read_all(made)] == ["mp-101", "mp-104", "mp-102"]
+    assert "mp-999,summary,no document" in (tmp_path / "ids" / "missing.csv").read_text()
     listed = source(table(url, tmp_path / "query", query={"material_ids": ["mp-103"], "chemsys": "F-Li"}))
     assert [record.tags["formula"] for record in read_all(listed)] == ["LiF"]
 
@@ -148,6 +149,7 @@ def test_what_is_missing_is_absent_and_listed(project: MaterialsProject, url: st
     del project.objects["dos/mp-2002.json.gz"]
     project.core["mp-103"]["calc_types"] = {"mp-9": "GGA Structure Optimization"}
     del project.objects["chgcars/mp-4004.json.gz"]
+    project.summaries["mp-104"]["structure"] = None
     records = {record.id: record for record in read_all(source(table(url, tmp_path)))}
     assert [id for id, record in records.items() if record.dos is None] == ["mp-100", "mp-101", "mp-102"]
     assert [id for id, record in records.items() if record.charge_density is None] == ["mp-103", "mp-104"]
@@ -159,7 +161,9 @@ def test_what_is_missing_is_absent_and_listed(project: MaterialsProject, url: st
         ("mp-102", "dos"),
         ("mp-103", "charge_density"),
         ("mp-104", "charge_density"),
+        ("mp-104", "structure"),
     ]
+    assert records["mp-104"].structure is None and records["mp-104"].tags["formula"] == "CaS"
     text = (tmp_path / "missing.csv").read_text()
     assert "has_props" in text and "no object in the bucket under mp-2002, mp-102" in text
     assert "no calculation of this kind" in text and "mp-4004, mp-3004" in text
