@@ -109,7 +109,7 @@ FEATURES: dict[str, Feature] = {
     "crystal": ToyGraph(missing=0.2),
     "text": TextFeature(),
 }
-SPLITS = {"chemical_system": SplitPlan(by="chemical_system", fractions=(("train", 0.6), ("val", 0.2), ("test", 0.2)))}
+SPLITS = {"chemical_system": SplitPlan(by="chemical_system", fractions={"train": 0.6, "val": 0.2, "test": 0.2})}
 
 
 def records(count: int = 60) -> Iterator[Record]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from shards.schema import Strict
 
@@ -61,12 +61,6 @@ class SplitPlan(Strict):
     features: str = Field("composition", min_length=1)
     clusters: int = Field(10, ge=2)
     held_out: int = Field(0, ge=0)
-
-    @field_validator("fractions", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        """Take pairs of part and share too."""
-        return dict(value) if isinstance(value, tuple) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitPlan:

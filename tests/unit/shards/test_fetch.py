@@ -81,7 +81,11 @@ def test_files_of_an_earlier_copy_are_not_fetched_again(toy_folder: Path, tmp_pa
     out = tmp_path / "copy"
     fetch_dataset(toy_folder, out)
     victim = next(iter(sorted(out.glob("*.tar"))))
-    victim.write_bytes(b"x" + victim.read_bytes()[1:])
+    damaged = b"x" + victim.read_bytes()[1:]
+    victim.write_bytes(damaged)
+    with http_server(toy_folder, Faults(rate=1.0, kinds=["503"], only="tar")) as server, pytest.raises(DataError):
+        fetch_dataset(server.url, out, patience=GIVES_UP)
+    assert victim.read_bytes() == damaged, "a published file was written to"
     with http_server(toy_folder) as server:
         fetch_dataset(server.url, out, patience=GIVES_UP)
     assert {name for name, _, _ in server.requests} == {SEAL, victim.name}

@@ -302,4 +302,3 @@ def test_plans_are_tables_of_a_recipe() -> None:
     assert plans["random"].fractions == {"train": 0.8, "test": 0.2}
     assert plans["unlike"].parameters()["clusters"] == 5
     assert all(json.dumps(plan.parameters()) for plan in plans.values())
-    assert SplitPlan(by="id", fractions=(("train", 0.6), ("test", 0.4))).fractions == {"train": 0.6, "test": 0.4}
