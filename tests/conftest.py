@@ -15,6 +15,12 @@ from shards.reader import Dataset
 from tests.synthetic import build_toy
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is built or fetched on first use goes into a folder of this session, not into the user's."""
+    os.environ["MATLOOM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published data set of 60 samples in 4 shards; read only."""

@@ -20,7 +20,12 @@ BLOCKS = [
     for page in PAGES
     for number, block in enumerate(re.findall(r"```toml\n(.*?)\n```", page.read_text(), flags=re.DOTALL))
 ]
-# what a pretraining recipe must have beside the part that a page shows
+# what a recipe must have beside the part that a page shows
+BUILD_REST: dict[str, Any] = {
+    "name": "page",
+    "source": {"kind": "embedded"},
+    "modalities": {"crystal": {"step": "crystal"}},
+}
 REST: dict[str, Any] = {
     "name": "page",
     "data": {"path": "shards/x"},
@@ -31,8 +36,8 @@ REST: dict[str, Any] = {
 
 @pytest.mark.parametrize("tables", BLOCKS)
 def test_a_recipe_of_the_docs_is_valid(tables: dict[str, Any]) -> None:
-    if "source" in tables:
-        recipe = parse(BuildRecipe, tables, where="docs")
+    if "source" in tables or any("step" in table for table in tables.get("modalities", {}).values()):
+        recipe = parse(BuildRecipe, {**BUILD_REST, **tables}, where="docs")
         assert recipe.features()
         assert recipe.opened().kind
     else:

@@ -42,3 +42,12 @@ def test_bringing_your_own_data(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "shards")
     assert len(dataset) == 12 and dataset.manifest.labels["band_gap_ev"].count == 6
     assert dataset.manifest.coverage == {"crystal": 12, "xrd": 12, "text": 8}
+
+
+def test_adding_a_source(tmp_path: Path) -> None:
+    run_example("add_source.py", tmp_path)
+    from shards.reader import Dataset
+
+    manifest = Dataset(tmp_path / "shards").manifest
+    assert manifest.samples == 4 and list(manifest.quarantined) == ["salt-4"]
+    assert manifest.source["kind"] == "rock_salts"

@@ -47,7 +47,11 @@ NEEDED: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("step", FEATURES.kinds())
+# robocrystallographer takes many seconds to import; its own tests run it
+STEPS = [pytest.param(step, marks=pytest.mark.slow) if step == "robocrys" else step for step in FEATURES.kinds()]
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_values_satisfy_their_spec_and_missing_sources_give_none(step: str) -> None:
     made = feature({"step": step, **NEEDED.get(step, {})})
     spec = made.spec("name")
