@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +15,17 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from shards.chunks import Chunk, ChunkReport, build_chunk, finished, overlay_plan
+from shards.chunks import Chunk, ChunkReport, build_chunk, finished
 from shards.errors import DataError
-from shards.executors import compute
+from shards.executors import AGAIN, compute
 from shards.features.base import Feature
 from shards.manifest import FORMAT, MANIFEST, LabelStats, Manifest, OverlayOf
+from shards.overlay import OverlayPlan
+from shards.reader import Dataset
 from shards.sealed import sealing
 from shards.sources.base import Item, Record, Source
 from shards.splits import SampleInfo, SplitPlan, make_split
+from shards.store import is_url
 
 LIBRARIES = ("numpy", "pillow", "pymatgen", "rdkit", "robocrys", "safetensors", "spglib")
 
@@ -90,27 +94,28 @@ def build(
     ------
     DataError
         Where more than ``max_quarantined`` of the records were refused, no sample is left, two records have
-        one id, or another process is building the same folder.
+        one id, another process is building the same folder, or the disk is full.
     """
     plans = dict(splits or {})
     if isinstance(source, Source):
         features = {modality: feature.fitted(source) for modality, feature in features.items()}
-    overlay = None if overlay_of is None else overlay_plan(overlay_of, tuple(features)).overlay_of
+    base = overlay_of if overlay_of is None or is_url(overlay_of) else str(Path(overlay_of).resolve())
+    overlay = None if base is None else OverlayPlan(Dataset(base), features).overlay_of
     works = _listed(source) if isinstance(source, Source) else source
     tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with alone(out), sealing(out, resume=True) as stage:
+    with _stage(out) as (stage, tries):
         template = Chunk(
             number=0,
-            stage=stage.resolve(),
+            tries=tries,
             features=features,
             source=source if isinstance(source, Source) else None,
             shard_bytes=shard_bytes,
             with_prototype=any(plan.by == "prototype" for plan in plans.values()),
-            base=overlay_of,
+            base=base,
+            overlay_of=overlay,
             settings=_settings(source, features, overlay),
         )
-        for report, reused in _reports(_chunks(template, works, shard_samples), workers, scheduler):
+        for report, reused in _reports(_chunks(template, works, shard_samples), stage, workers, scheduler):
             tally.add(report, reused=reused)
             if progress is not None:
                 progress(tally.progress)
@@ -118,6 +123,24 @@ def build(
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
         _keep_only(stage, manifest)
     return manifest
+
+
+@contextmanager
+def _stage(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder of what is finished, which is published as ``out``, and that of the tries."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with alone(out), sealing(out, resume=True) as stage:
+            tries = stage.resolve().with_name(f"{stage.name}.tries")
+            shutil.rmtree(tries, ignore_errors=True)
+            tries.mkdir()
+            try:
+                yield stage, tries
+            finally:
+                shutil.rmtree(tries, ignore_errors=True)
+    except OSError as error:
+        where, why = error.filename or out, error.strerror or str(error)
+        raise DataError("the files of the build cannot be written", where=where, why=why, do=AGAIN) from error
 
 
 @contextmanager
@@ -167,25 +190,29 @@ def library_versions() -> dict[str, str]:
 def _chunks(template: Chunk, works: Iterable[Item] | Iterable[Record], size: int) -> Iterator[Chunk]:
     remaining, number = iter(works), 0
     while part := tuple(islice(remaining, size)):
-        items = tuple(work for work in part if isinstance(work, Item))
-        records = tuple(work for work in part if isinstance(work, Record))
-        yield replace(template, number=number, items=items, records=records)
+        if template.source is None:
+            yield replace(template, number=number, records=part)  # type: ignore[arg-type]
+        else:
+            yield replace(template, number=number, items=part)  # type: ignore[arg-type]
         number += 1
 
 
-def _reports(chunks: Iterable[Chunk], workers: int, scheduler: str | None) -> Iterator[tuple[ChunkReport, bool]]:
-    """Yield the report of each chunk, and whether an earlier try had finished it."""
+def _reports(
+    chunks: Iterable[Chunk], stage: Path, workers: int, scheduler: str | None
+) -> Iterator[tuple[ChunkReport, bool]]:
+    """Yield the report of each chunk once its files are in the stage, and whether an earlier build had finished it."""
     ready: list[ChunkReport] = []
 
     def unfinished() -> Iterator[Chunk]:
         for chunk in chunks:
-            report = finished(chunk)
+            report = finished(chunk, stage)
             if report is None:
                 yield chunk
             else:
                 ready.append(report)
 
     for report in compute(build_chunk, unfinished(), workers=workers, scheduler=scheduler):
+        report.keep(stage)
         while ready:
             yield ready.pop(), True
         yield report, False

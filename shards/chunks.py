@@ -1,16 +1,20 @@
 """One chunk of a build: some records of a source become one shard, wherever the chunk is computed.
 
 A chunk is a slice of the source's list, so the shards do not depend on who computes them, or in which
-order. Its report is written last and by a rename: a chunk that has one is finished, and a build that
-was killed goes on from there.
+order. Every try at a chunk writes into a folder of its own; the process that leads the build takes the
+files of one try into the stage, their report last and by a rename. So a worker that was given up for dead
+disturbs nobody, a chunk that has a report is finished, and a build that was killed goes on from there.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import socket
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +25,7 @@ import xxhash
 
 from shards.errors import DataError, MatloomError
 from shards.features.base import Feature
-from shards.manifest import ShardEntry
+from shards.manifest import OverlayOf, ShardEntry
 from shards.overlay import OverlayPlan
 from shards.reader import Dataset
 from shards.schema import Sample
@@ -29,6 +33,9 @@ from shards.sealed import sha256
 from shards.sources.base import Item, Record, Source
 from shards.splits import SampleInfo
 from shards.writer import ShardWriter
+
+# troubles of the host, of which no record is to blame
+HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +46,8 @@ class Chunk:
     ----------
     number : int
         Position in the build, from 0.
-    stage : Path
-        The folder to write into; on storage that all workers share.
+    tries : Path
+        The folder in which each try makes a folder of its own; on storage that all workers share.
     features : mapping of str to Feature
         Modality name to the step that computes it.
     source : Source, optional
@@ -51,14 +58,14 @@ class Chunk:
         A shard that grows beyond this is followed by another one of the same chunk.
     with_prototype : bool
         Tag samples with the prototype of their structure where the source does not.
-    base : str, optional
-        Data set that the chunk is an overlay of.
+    base, overlay_of : str, OverlayOf, optional
+        Where the data set is that the chunk is an overlay of, and which it is.
     settings : str
         Everything else that the bytes depend on; part of `digest`.
     """
 
     number: int
-    stage: Path
+    tries: Path
     features: Mapping[str, Feature]
     source: Source | None = None
     items: tuple[Item, ...] = ()
@@ -66,6 +73,7 @@ class Chunk:
     shard_bytes: int
     with_prototype: bool = False
     base: str | None = None
+    overlay_of: OverlayOf | None = None
     settings: str = ""
 
     @property
@@ -81,11 +89,6 @@ class Chunk:
         listed = [[item.id, item.ref, item.stamp] for item in self.items]
         text = json.dumps([self.settings, self.shard_bytes, self.with_prototype, listed], sort_keys=True)
         return xxhash.xxh3_128_hexdigest(text.encode())
-
-    @property
-    def report_path(self) -> Path:
-        """Where the report of the finished chunk stands."""
-        return self.stage / f"chunk-{self.number:06d}.json"
 
 
 @dataclass(kw_only=True)
@@ -104,6 +107,8 @@ class ChunkReport:
         Samples that have each modality.
     quarantined : list of (str, str)
         Id and reason of each record that was refused.
+    folder : Path, optional
+        Where the files of the try are until `keep` takes them.
     """
 
     number: int
@@ -112,14 +117,19 @@ class ChunkReport:
     samples: list[SampleInfo] = field(default_factory=list)
     coverage: dict[str, int] = field(default_factory=dict)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+    folder: Path | None = None
 
     @property
     def size(self) -> int:
         """Number of records that were read."""
         return len(self.samples) + len(self.quarantined)
 
-    def save(self, path: Path) -> None:
-        """Write the report by one rename."""
+    def keep(self, stage: Path) -> None:
+        """Take the files of the try into the stage, and then the report by one rename."""
+        assert self.folder is not None
+        for entry in self.entries:
+            for name in (entry.file, entry.index):
+                os.replace(self.folder / name, stage / name)
         table = {
             "number": self.number,
             "digest": self.digest,
@@ -128,15 +138,20 @@ class ChunkReport:
             "coverage": self.coverage,
             "quarantined": self.quarantined,
         }
-        partial = path.with_suffix(".partial")
+        partial = self.folder / "report.json"
         partial.write_text(json.dumps(table))
-        os.replace(partial, path)
+        os.replace(partial, _report_path(stage, self.number))
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def finished(chunk: Chunk) -> ChunkReport | None:
-    """Return the report of a chunk that an earlier try finished with the same settings, its files intact."""
+def _report_path(stage: Path, number: int) -> Path:
+    return stage / f"chunk-{number:06d}.json"
+
+
+def finished(chunk: Chunk, stage: Path) -> ChunkReport | None:
+    """Return the report of a chunk that an earlier build finished with the same settings, its files intact."""
     try:
-        table = json.loads(chunk.report_path.read_text())
+        table = json.loads(_report_path(stage, chunk.number).read_text())
         report = ChunkReport(
             number=table["number"],
             digest=table["digest"],
@@ -148,7 +163,7 @@ def finished(chunk: Chunk) -> ChunkReport | None:
         if not chunk.digest or report.digest != chunk.digest:
             return None
         for entry in report.entries:
-            hashes = sha256(chunk.stage / entry.file), sha256(chunk.stage / entry.index)
+            hashes = sha256(stage / entry.file), sha256(stage / entry.index)
             if hashes != (entry.sha256, entry.index_sha256):
                 return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -162,27 +177,30 @@ def build_chunk(chunk: Chunk) -> ChunkReport:
     Raises
     ------
     DataError
-        Where the stage is not on this host.
+        Where the folder of the tries is not on this host, or another base of the overlay is.
+    OSError
+        Where the host has no room or no files left.
     ConfigError
         Where a library that a step needs is missing.
     """
-    if not chunk.stage.is_dir():
+    if not chunk.tries.is_dir():
         raise DataError(
             "the folder of the build is not on this worker",
-            where=f"{socket.gethostname()}: {chunk.stage}",
+            where=f"{socket.gethostname()}: {chunk.tries}",
             do="build into a folder that all workers share",
         )
-    report = ChunkReport(number=chunk.number, digest=chunk.digest)
+    folder = Path(tempfile.mkdtemp(prefix=f"{chunk.number:06d}-", dir=chunk.tries))
+    report = ChunkReport(number=chunk.number, digest=chunk.digest, folder=folder)
     coverage: Counter[str] = Counter()
     specs = {name: feature.spec(name) for name, feature in chunk.features.items()}
     writer = ShardWriter(
-        chunk.stage,
+        folder,
         specs,
         name=f"shard-{chunk.number:06d}",
         shard_bytes=chunk.shard_bytes,
         shard_samples=max(chunk.size, 1),
     )
-    plan = None if chunk.base is None else overlay_plan(chunk.base, tuple(specs))
+    plan = _overlay_plan(chunk.base, chunk.overlay_of, tuple(specs)) if chunk.base and chunk.overlay_of else None
     for record_id, outcome in _outcomes(chunk):
         if isinstance(outcome, str):
             report.quarantined.append((record_id, outcome))
@@ -198,14 +216,21 @@ def build_chunk(chunk: Chunk) -> ChunkReport:
         report.samples.append(info)
     report.entries = writer.close()
     report.coverage = {name: coverage[name] for name in specs}
-    report.save(chunk.report_path)
     return report
 
 
 @lru_cache(maxsize=1)
-def overlay_plan(base: str, modalities: tuple[str, ...]) -> OverlayPlan:
-    """Return what may enter an overlay of the data set at ``base``, opened once a process."""
-    return OverlayPlan(Dataset(base), modalities)
+def _overlay_plan(base: str, overlay_of: OverlayOf, modalities: tuple[str, ...]) -> OverlayPlan:
+    """Return what may enter an overlay of the data set at ``base``, opened once a process and build."""
+    plan = OverlayPlan(Dataset(base), modalities)
+    if plan.overlay_of != overlay_of:
+        raise DataError(
+            "the base of the overlay is another one here than where the build began",
+            where=f"{socket.gethostname()}: {base}",
+            why=f"its manifest has sha256 {plan.overlay_of.sha256}, not {overlay_of.sha256}",
+            do="name a base that all workers share, and leave it as it is during the build",
+        )
+    return plan
 
 
 def _outcomes(chunk: Chunk) -> Iterator[tuple[str, Sample | str]]:
@@ -224,6 +249,10 @@ def _outcomes(chunk: Chunk) -> Iterator[tuple[str, Sample | str]]:
             yield work.id, str(error)
         except (MatloomError, MemoryError):
             raise
+        except OSError as error:
+            if error.errno in HOST_ERRORS:
+                raise
+            yield work.id, f"{type(error).__name__}: {error}"
         except Exception as error:  # a library that one strange record upsets must not end the build
             yield work.id, f"{type(error).__name__}: {error}"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from shards.errors import ConfigError, DataError
@@ -13,6 +16,8 @@ from shards.errors import ConfigError, DataError
 J = TypeVar("J")
 R = TypeVar("R")
 CONNECT_SECONDS = 30
+# jobs that wait at a scheduler beyond one a thread: an adaptive cluster starts workers for the jobs that it sees
+AHEAD = 16
 AGAIN = "the same command goes on from the shards that are finished"
 
 
@@ -35,7 +40,7 @@ def compute(
     Raises
     ------
     DataError
-        Where a worker dies.
+        Where a worker dies, or the scheduler.
     ConfigError
         Where the scheduler cannot be reached.
     """
@@ -50,7 +55,7 @@ def _in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -
     # spawn: a forked child of a process that has threads may hang
     context = multiprocessing.get_context("spawn")
     remaining, pending = iter(jobs), set[Future[R]]()
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         while True:
             while len(pending) < workers + 1 and (job := next(remaining, None)) is not None:
@@ -66,6 +71,18 @@ def _in_processes(function: Callable[[J], R], jobs: Iterable[J], workers: int) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """Let this process end as soon as the one that started it has: a pool's process would wait for jobs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _on_cluster(function: Callable[[J], R], jobs: Iterable[J], scheduler: str) -> Iterator[R]:
     try:
         from distributed import Client, as_completed
@@ -79,17 +96,29 @@ def _on_cluster(function: Callable[[J], R], jobs: Iterable[J], scheduler: str) -
     except (OSError, ValueError, TimeoutError) as error:
         raise ConfigError("the Dask scheduler cannot be reached", where=scheduler, why=str(error)) from None
     with client:
-        remaining = iter(jobs)
-        # one more than there are threads keeps each of them busy while its result travels
-        room = sum(client.nthreads().values()) + 1
-        first = [client.submit(function, job, pure=False) for _, job in zip(range(room), remaining, strict=False)]
-        running = as_completed(first)
+        remaining, running = iter(jobs), as_completed()
+
+        def top_up() -> None:
+            try:
+                # asked every time, as workers come and go
+                threads = sum(client.nthreads().values())
+            except OSError as error:
+                raise _gone(scheduler, error) from None
+            room = threads + AHEAD - running.count()
+            running.update([client.submit(function, job, pure=False) for job in islice(remaining, max(room, 0))])
+
         try:
+            top_up()
             for future in running:
                 yield future.result()
-                if (job := next(remaining, None)) is not None:
-                    running.add(client.submit(function, job, pure=False))
+                top_up()
         except KilledWorker as error:
             raise DataError(
                 "a worker of the cluster died repeatedly", where=scheduler, why=str(error), do=AGAIN
             ) from None
+        except CancelledError as error:
+            raise _gone(scheduler, error) from None
+
+
+def _gone(scheduler: str, error: Exception) -> DataError:
+    return DataError("the Dask scheduler is gone", where=scheduler, why=repr(error), do=AGAIN)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from shards.build import Progress, build
+from shards.chunks import Chunk, build_chunk
 from shards.errors import ConfigError, DataError
+from shards.executors import compute
 from shards.reader import Dataset
 from shards.sealed import staging
+from shards.sources.base import Item, Record
 from shards.splits import SplitPlan
 from tests.counting_source import CountingSource
 from tests.synthetic import FEATURES
@@ -65,6 +68,41 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
         built(tmp_path / "set", CountingSource(count=5, log=tmp_path / "log"), scheduler="tcp://127.0.0.1:1")
 
 
+def beside(job: tuple[Path, int]) -> int:
+    """Return once three jobs run at the same time."""
+    folder, number = job
+    (folder / str(number)).touch()
+    give_up = time.monotonic() + 20
+    while len(list(folder.iterdir())) < 3:
+        assert time.monotonic() < give_up, "the jobs run one after the other"
+        time.sleep(0.01)
+    return number
+
+
+def test_workers_that_come_later_get_jobs(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="extra 'dask' is not installed")
+    jobs = ((tmp_path, number) for number in range(40))
+    with distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        cluster.scale(3)
+        done = list(compute(beside, jobs, scheduler=cluster.scheduler_address))
+    assert sorted(done) == list(range(40))
+
+
+def test_a_scheduler_that_goes_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="extra 'dask' is not installed")
+    monkeypatch.setattr("shards.executors.CONNECT_SECONDS", 1)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        results = compute(abs, range(1000), scheduler=cluster.scheduler_address)
+        next(results)
+        cluster.close()
+        with pytest.raises(DataError, match="scheduler is gone"):
+            list(results)
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -76,6 +114,14 @@ source = CountingSource(count=50, log=Path(sys.argv[1]), hang_at=35)
 if __name__ == "__main__":
     build(source, FEATURES, Path(sys.argv[2]), name="toy", splits=SPLITS, shard_samples=8, workers=int(sys.argv[3]))
 """
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -90,8 +136,12 @@ def test_a_killed_build_goes_on_without_redoing_finished_shards(tmp_path: Path, 
     while "item-35" not in reads(log) and time.monotonic() < give_up:
         assert process.poll() is None, "the build ended before it could be killed"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    # its processes end with it, so that none of them writes beside the next build
+    while group_lives(process.pid):
+        assert time.monotonic() < give_up, "processes were left behind"
+        time.sleep(0.05)
     assert not out.exists()
     finished = {path.name for path in staging(out).glob("chunk-*.json")}
     assert "chunk-000000.json" in finished and "chunk-000004.json" not in finished
@@ -104,6 +154,61 @@ def test_a_killed_build_goes_on_without_redoing_finished_shards(tmp_path: Path, 
     assert states[-1].reused == 8 * len(kept) and states[-1].done == states[-1].total == 50
     assert resumed == built(tmp_path / "fresh", CountingSource(count=50, log=log))
     assert not staging(out).exists() and not list(tmp_path.glob(".*.lock"))
+
+
+def test_a_try_that_was_given_up_disturbs_nobody(tmp_path: Path) -> None:
+    """A worker that is cut off for a while works on, while another one is given its chunk."""
+    stage, tries = tmp_path / "stage", tmp_path / "tries"
+    stage.mkdir()
+    tries.mkdir()
+    options: dict[str, Any] = {"number": 0, "tries": tries, "features": FEATURES, "shard_bytes": 1 << 20}
+
+    def chunk(count: int) -> Chunk:
+        source = CountingSource(count=count, log=tmp_path / "log")
+        return Chunk(source=source, items=tuple(source.items()), **options)
+
+    build_chunk(chunk(8)).keep(stage)
+    kept = hashes(stage)
+    late = build_chunk(chunk(9))
+    assert hashes(stage) == kept and late.entries[0].file in kept
+    assert list(tries.iterdir()) == [late.folder]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from shards.errors import DataError
+from tests.counting_source import CountingSource
+from tests.unit.shards.test_resumed_builds import built
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+try:
+    built(Path(sys.argv[2]), CountingSource(count=50, log=Path(sys.argv[1])))
+except DataError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_disk_that_is_full_stops_the_build_and_is_named(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "set"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", FULL, str(log), str(out)]
+    full = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert full.returncode == 1 and os.strerror(errno.EFBIG) in full.stderr and "same command" in full.stderr
+    assert not out.exists() and {path.name for path in tmp_path.iterdir()} == {"log", staging(out).name, ".set.lock"}
+    assert built(out, CountingSource(count=50, log=log)) == built(tmp_path / "fresh", CountingSource(count=50, log=log))
+
+
+class FullSource(CountingSource):
+    """A source that unpacks to a disk without room."""
+
+    def read(self, item: Item) -> Record:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/x")
+
+
+def test_a_record_is_not_refused_for_a_trouble_of_the_host(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)/scratch/x.*No space left"):
+        built(tmp_path / "set", FullSource(count=50, log=tmp_path / "log"), max_quarantined=1.0)
 
 
 def stopped(folder: Path, log: Path, **options: Any) -> None:
@@ -185,6 +290,15 @@ def test_an_overlay_adds_a_modality_to_some_samples_without_rewriting_them(tmp_p
         assert sample.labels == alone[position].labels
     with pytest.raises(DataError, match="has the modality 'dos' already"):
         build(CountingSource(count=20, log=log), {"dos": FEATURES["dos"]}, tmp_path / "again", **options)
+
+
+def test_an_overlay_is_made_for_the_base_that_is_there_now(tmp_path: Path) -> None:
+    log, base = tmp_path / "log", tmp_path / "base"
+    spectrum, options = {"raman": FEATURES["dos"]}, {"name": "raman", "overlay_of": str(base)}
+    for count in (10, 20):
+        built(base, CountingSource(count=count, log=log))
+        build(CountingSource(count=count, log=log), spectrum, tmp_path / "raman", **options)  # type: ignore[arg-type]
+        assert len(Dataset(base, overlays=(tmp_path / "raman",))) == count
 
 
 def test_records_that_the_base_lacks_do_not_enter_an_overlay(tmp_path: Path) -> None:
