@@ -1,4 +1,7 @@
-"""Real ranks: processes on gloo that run one function and hand its results back."""
+"""Real ranks: processes on gloo that run one function and hand its results back.
+
+They are forked from a server process that has imported what costs seconds, so that each starts at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any
+
+import pytest
 
 from pretrain.ports import free_port
 
 TIMEOUT_S = 180
+FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+# what a run imports late: torch._dynamo with the first optimizer, the store of MLflow with its first record
+PRELOADED = ["pretrain.train", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
@@ -22,11 +31,21 @@ def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float
     `torch.distributed.init_process_group` joins the group. The first rank that fails ends the others
     and raises here, with its number and traceback.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FIXED.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
     port, pipes, processes = free_port(), [], []
     for rank in range(world):
+        # the server has the environment of its own start, not that of the test
+        environment = {
+            **os.environ, **FIXED, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(theirs, rank, world, port, function, args))
+        process = context.Process(target=_run, args=(theirs, environment, function, args))
         process.start()
         theirs.close()
         pipes.append(mine)
@@ -63,11 +82,9 @@ def _collect(pipes: list[Any], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _run(pipe: Any, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
-    )  # fmt: skip
+def _run(pipe: Any, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         pipe.send((True, function(*args)))
     except BaseException:
