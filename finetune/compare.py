@@ -27,6 +27,7 @@ from finetune.metrics import LOWER_IS_BETTER, SELECTION, better, evaluate, worst
 from finetune.predictor import Predictor, PredictorInfo, build_featurizer, build_head, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
+from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
 from pretrain.tracking import REGISTERED, Tracker
@@ -103,7 +104,14 @@ class Comparison:
         self.dataset = Dataset(shards, overlays=overlays)
         check_schema(self.export.specs, self.dataset, modalities)
         self._check_split()
-        self.data = TargetData(self.dataset, recipe.split, recipe.target, recipe.optim.batch_size, self.accelerator)
+        self.data = TargetData(
+            self.dataset,
+            recipe.split,
+            recipe.target,
+            recipe.optim.batch_size,
+            self.accelerator,
+            as_evaluated=as_evaluated(self.export.recipe, self.export.specs),
+        )
         if self.task == "classification" and not set(self.data.targets["train"].tolist()) <= {0.0, 1.0}:
             raise ConfigError(f"'{recipe.target}' is no class: its values are not 0 and 1", do="head.kind=regression")
         self._best: tuple[float, Predictor, RowConfig, dict[str, Any]] | None = None

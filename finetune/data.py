@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune.fit import Batches
+from shards.augment import Augmenter
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
 from shards.orders.sequential import Sequential
@@ -34,10 +35,22 @@ class TargetData:
         Global batch size.
     accelerator : Accelerator
         Ranks and device.
+    as_evaluated : Augmenter
+        What the model sees of a sample; see `pretrain.data.as_evaluated`.
     """
 
-    def __init__(self, dataset: Dataset, split: str, target: str, batch_size: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        target: str,
+        batch_size: int,
+        accelerator: Accelerator,
+        *,
+        as_evaluated: Augmenter,
+    ) -> None:
         self.dataset, self.target, self.batch_size, self.accelerator = dataset, target, batch_size, accelerator
+        self.as_evaluated = as_evaluated
         if target not in dataset.manifest.labels:
             raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
         self.positions: dict[str, np.ndarray] = {}
@@ -49,7 +62,7 @@ class TargetData:
             if len(known) < 2:
                 raise DataError(
                     f"part '{part}' has {len(known)} samples with the label '{target}', at least 2 are needed",
-                    where=dataset.folder,
+                    where=dataset.location,
                     do="choose another split or target",
                 )
             self.positions[part] = np.array(list(known))
@@ -105,6 +118,7 @@ class TargetData:
             rank=self.accelerator.process_index if sharded else 0,
             world=self.accelerator.num_processes if sharded else 1,
             order=Shuffled() if shuffle else Sequential(),
+            augmenter=self.as_evaluated,
             label_names=(self.target,),
         )
 
@@ -126,13 +140,13 @@ def check_schema(specs: dict[str, ModalitySpec], dataset: Dataset, modalities: I
             raise ConfigError(f"the model has no modality '{name}'", why=suggest(name, specs))
         if name not in dataset.modalities:
             raise DataError(
-                f"the data set has no modality '{name}'", where=dataset.folder, why=suggest(name, dataset.modalities)
+                f"the data set has no modality '{name}'", where=dataset.location, why=suggest(name, dataset.modalities)
             )
         difference = specs[name].difference(dataset.modalities[name])
         if difference:
             raise DataError(
                 "the data set's schema is not the model's",
-                where=dataset.folder,
+                where=dataset.location,
                 why=difference,
                 do="build the shards with the feature parameters of the model's schema.json",
             )

@@ -6,6 +6,7 @@ import torch
 
 from finetune.data import check_schema
 from finetune.loading import Foundation
+from pretrain.data import as_evaluated
 from pretrain.evaluate import Row, embed_all, retrieval
 from shards.errors import DataError
 from shards.orders.sequential import Sequential
@@ -30,9 +31,15 @@ def retrieval_table(
     """
     check_schema(foundation.model.specs, dataset, foundation.modalities)
     restricted = dataset.select(foundation.modalities)
-    stream = BatchStream(restricted, restricted.positions(split, part), batch_size=64, order=Sequential())
+    stream = BatchStream(
+        restricted,
+        restricted.positions(split, part),
+        batch_size=64,
+        order=Sequential(),
+        augmenter=as_evaluated(foundation.export.recipe, restricted.modalities),
+    )
     with torch.no_grad():
         rows = retrieval(*embed_all(foundation.model, stream), complete_only=complete_only)
     if not rows:
-        raise DataError(f"part '{part}' of split '{split}' has fewer than 2 complete samples", where=dataset.folder)
+        raise DataError(f"part '{part}' of split '{split}' has fewer than 2 complete samples", where=dataset.location)
     return rows

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from finetune.predictor import PREDICTOR, Predictor, PredictorInfo, read_predictor
 from finetune.registry import resolve
+from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export
 from pretrain.model import MultimodalModel
+from shards.augment import Augmenter
 from shards.batch import collate, collate_modality
 from shards.chunks import to_sample
 from shards.errors import ConfigError, DataError, suggest
@@ -92,13 +94,14 @@ class Foundation:
 
     @torch.no_grad()
     def _embed(self, samples: Sequence[Sample], modality: str) -> Tensor:
-        values = []
+        values, spec = [], self.model.specs[modality]
+        seen = as_evaluated(self.export.recipe, {modality: spec})
         for sample in samples:
-            value = sample.value(modality)
+            value = seen(sample).value(modality)
             if value is None:
                 raise DataError(f"the material has no modality '{modality}'", where=sample.id)
             values.append(value)
-        inputs = collate_modality(self.model.specs[modality], values)
+        inputs = collate_modality(spec, values)
         return F.normalize(self.model.embed(modality, inputs).float(), dim=1)
 
 
@@ -115,6 +118,7 @@ class PropertyModel:
     info: PredictorInfo
     predictor: Predictor
     specs: Mapping[str, ModalitySpec]
+    as_evaluated: Augmenter
 
     def predict(self, materials: Any) -> np.ndarray | float:
         """Predict the target, in its unit, for one material or a list of them.
@@ -133,7 +137,8 @@ class PropertyModel:
         for sample in samples:
             if not sample.modalities & set(self.specs):
                 raise DataError(f"the material has none of the modalities {sorted(self.specs)}", where=sample.id)
-        values = self.predictor.predict(collate(samples, self.specs)).numpy()
+        seen = [self.as_evaluated(sample) for sample in samples]
+        values = self.predictor.predict(collate(seen, self.specs)).numpy()
         return float(values[0]) if single else values
 
 
@@ -157,8 +162,9 @@ def load(uri: str) -> Foundation | PropertyModel:
     """
     folder = resolve(uri)
     if (folder / PREDICTOR).exists():
-        predictor, info, specs = read_predictor(folder)
-        return PropertyModel(info, predictor, specs)
+        predictor, info, export = read_predictor(folder)
+        specs = {name: export.specs[name] for name in info.modalities}
+        return PropertyModel(info, predictor, specs, as_evaluated(export.recipe, specs))
     return _foundation(folder)
 
 

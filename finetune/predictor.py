@@ -135,8 +135,8 @@ def write_predictor(folder: Path, predictor: Predictor, export: Export, info: Pr
         (stage / CARD).write_text(_card(info))
 
 
-def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, dict[str, ModalitySpec]]:
-    """Verify a stored predictor, then build it in evaluation mode."""
+def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
+    """Verify a stored predictor, then build it in evaluation mode; the export is that of its model, without weights."""
     verify(folder, error=CheckpointError)
     try:
         tables = {name: json.loads((folder / name).read_text()) for name in (RECIPE, SCHEMA, FITTED, PREDICTOR)}
@@ -153,7 +153,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, dict[str, Mo
         predictor.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError("the weights do not fit the recipe", where=folder, why=str(error)) from None
-    return predictor.eval(), info, {name: specs[name] for name in info.modalities}
+    return predictor.eval(), info, export
 
 
 def build_head(options: Options, width: int) -> Head:

@@ -1,13 +1,15 @@
-"""From the recipe's [data] table to the samples of a run."""
+"""From the recipe to the samples of a run: the data set that it names, and what evaluation sees of each sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pretrain.config import DataConfig
+from pretrain.config import DataConfig, Recipe
+from shards.augment import Augmenter
 from shards.mixture import Member, Mixture
 from shards.reader import Dataset
+from shards.schema import ModalitySpec
 
 
 def open_data(config: DataConfig, modalities: Sequence[str], find: Callable[[str], Path | str]) -> Dataset | Mixture:
@@ -36,3 +38,17 @@ def open_data(config: DataConfig, modalities: Sequence[str], find: Callable[[str
         dataset = opened(entry.path, entry.overlays)
         members.append(Member(name=entry.name or dataset.name, dataset=dataset, weight=entry.weight))
     return Mixture(members, modalities)
+
+
+def as_evaluated(recipe: Recipe, specs: Mapping[str, ModalitySpec]) -> Augmenter:
+    """Return what is done to samples wherever nothing is to vary: in validation, fine-tuning and use.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of the pretraining; its encoders read what its augmentation leaves, pictures of the size of the crop.
+    specs : mapping of str to ModalitySpec
+        The modalities of the samples as stored: all of the recipe's, or some.
+    """
+    augments = {name: recipe.modalities[name].augment for name in specs if name in recipe.modalities}
+    return Augmenter(specs, augments, training=False)

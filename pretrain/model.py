@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from pretrain.config import ProjectionConfig, Recipe
 from pretrain.encoders.base import ENCODERS, Encoder
 from pretrain.gather import gather_rows
 from pretrain.objectives.base import OBJECTIVES
+from shards.augment import centred, cropped
 from shards.batch import Batch, Inputs, move, placeholder
 from shards.errors import ConfigError, suggest
 from shards.schema import ModalitySpec, Value
@@ -27,7 +29,7 @@ class MultimodalModel(nn.Module):
     recipe : Recipe
         Says which encoder reads which modality, and the objective.
     specs : mapping of str to ModalitySpec
-        The modalities' specs, from the data set or from an export.
+        The modalities' specs as stored, from the data set or from an export.
     fitted : mapping
         What the encoders' `fit` returned, by modality.
     autocast : torch.dtype, optional
@@ -66,14 +68,16 @@ class MultimodalModel(nn.Module):
         miss a part of the graph and ZeRO would hang or silently mix up gradients.
         """
         z = {}
-        for name, spec in self.specs.items():
+        for name in self.specs:
             mask = batch.present[name]
             if name in batch.inputs:
                 vectors = self.embed(name, batch.inputs[name]).float()
                 empty = vectors.new_zeros(len(mask), vectors.shape[1])
                 z[name] = empty.index_copy(0, mask.nonzero().squeeze(1), vectors)
             else:
-                dummy = self.embed(name, move(placeholder(spec), mask.device)).float()
+                dummy = self.embed(
+                    name, move(placeholder(cast(Encoder, self.encoders[name]).spec), mask.device)
+                ).float()
                 z[name] = dummy.new_zeros(len(mask), dummy.shape[1]) + 0.0 * dummy.sum()
         return z
 
@@ -120,12 +124,13 @@ def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Call
     recipe, specs
         As in `MultimodalModel`.
     values : callable
-        Modality name to an iterable over its TRAINING values.
+        Modality name to an iterable over its TRAINING values, as stored.
     """
     fitted = {}
-    for name in recipe.modalities:
+    for name, config in recipe.modalities.items():
         options = recipe.encoder(name)
-        fitted[name] = ENCODERS.get(options.kind).fit(specs[name], options, values(name))
+        spec, seen = cropped(specs[name], config.augment), partial(centred, specs[name], config=config.augment)
+        fitted[name] = ENCODERS.get(options.kind).fit(spec, options, map(seen, values(name)))
     return fitted
 
 
@@ -135,6 +140,9 @@ def with_weights(fitted: Mapping[str, Mapping[str, Any]]) -> Fitted:
 
 
 def build_encoder(recipe: Recipe, spec: ModalitySpec, fitted: Mapping[str, Any]) -> Encoder:
-    """Return a modality's encoder, as the recipe says, with new weights."""
+    """Return a modality's encoder, as the recipe says, with new weights.
+
+    ``spec`` is that of the stored values; the encoder reads what a crop leaves of them.
+    """
     options = recipe.encoder(spec.name)
-    return ENCODERS.get(options.kind)(spec, options, fitted)
+    return ENCODERS.get(options.kind)(cropped(spec, recipe.modalities[spec.name].augment), options, fitted)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
-from pretrain.data import open_data
+from pretrain.data import as_evaluated, open_data
 from pretrain.engine import Engine, autocast_type, start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
@@ -62,6 +62,7 @@ class Trainer:
         self.rank, self.world, self.device = start_process_group()
         self.report = report if self.rank == 0 else lambda line: None
         self.dataset = self._open()
+        self.as_evaluated = as_evaluated(recipe, self.dataset.modalities)
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep)
         self.step, self.best = 0, -1.0
         if not resume:
@@ -73,8 +74,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         autocast = autocast_type(recipe.optim, self.device)
         self.model = MultimodalModel(recipe, self.dataset.modalities, self.fitted, autocast).to(self.device)
-        self.stream = self._stream("train", recipe.data.training_order(), training=True)
-        self.validation = self._stream("val", Sequential(), training=False)
+        self.stream = self._stream("train", recipe.data.training_order(), self._augmenter())
+        self.validation = self._stream("val", Sequential(), self.as_evaluated)
         self.total_steps = self.stream.total(recipe.optim.epochs)
         if self.stream.larger_than_budget:
             self.report(f"{self.stream.larger_than_budget} samples exceed the budget, each will be a batch of its own")
@@ -179,7 +180,7 @@ class Trainer:
         dist.broadcast_object_list(shared)
         return shared[0]
 
-    def _augmenter(self, *, training: bool) -> Augmenter:
+    def _augmenter(self) -> Augmenter:
         anchor = getattr(self.recipe.objective_options(), "anchor", None)
         return Augmenter(
             self.dataset.modalities,
@@ -187,10 +188,9 @@ class Trainer:
             seed=self.recipe.seed,
             scales=self.deviations,
             keep=[anchor] if anchor else [],
-            training=training,
         )
 
-    def _stream(self, part: str, order: Order, *, training: bool) -> BatchStream:
+    def _stream(self, part: str, order: Order, augmenter: Augmenter) -> BatchStream:
         return BatchStream(
             self.dataset,
             self.dataset.positions(self.recipe.data.split, part),
@@ -200,7 +200,7 @@ class Trainer:
             world=self.world,
             order=order,
             budget=self.recipe.data.budget,
-            augmenter=self._augmenter(training=training),
+            augmenter=augmenter,
             workers=self.recipe.data.workers,
         )
 

@@ -2,6 +2,6 @@
 
 from shards.augment.augmenter import Augmenter
 from shards.augment.config import Augment
-from shards.augment.values import augment, centred
+from shards.augment.values import augment, centred, cropped
 
-__all__ = ["Augment", "Augmenter", "augment", "centred"]
+__all__ = ["Augment", "Augmenter", "augment", "centred", "cropped"]

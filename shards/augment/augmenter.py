@@ -10,9 +10,9 @@ import xxhash
 from numpy.typing import ArrayLike
 
 from shards.augment.config import Augment
-from shards.augment.values import augment, centred
+from shards.augment.values import augment, centred, cropped
 from shards.errors import ConfigError, suggest
-from shards.schema import FieldSpec, ModalitySpec, Sample, Value
+from shards.schema import ModalitySpec, Sample, Value
 
 DROPOUT = 1
 
@@ -78,7 +78,7 @@ class Augmenter:
                 raise ConfigError(f"the modality '{name}' is the anchor, which is never dropped", where=where)
             if training and config.gaussian_noise and name not in self.scales:
                 raise ConfigError(f"'gaussian_noise' of '{name}' needs its standard deviations", where=where)
-        self.specs = {name: _cropped(spec, self.augments.get(name)) for name, spec in specs.items()}
+        self.specs = {name: cropped(spec, augments.get(name, Augment())) for name, spec in specs.items()}
 
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Return the sample as an epoch sees it.
@@ -128,12 +128,3 @@ class Augmenter:
 
     def _key(self, sample_id: str, name: str, epoch: int) -> list[int]:
         return [self.seed, epoch, xxhash.xxh64_intdigest(f"{name}\0{sample_id}".encode())]
-
-
-def _cropped(spec: ModalitySpec, config: Augment | None) -> ModalitySpec:
-    """Return the spec of the values that leave the augmenter: pictures have the size of the crop."""
-    if config is None or not config.crop:
-        return spec
-    pixels = spec.fields["pixels"]
-    size = FieldSpec(dtype=pixels.dtype, shape=(*pixels.shape[:-2], config.crop, config.crop), unit=pixels.unit)
-    return spec.model_copy(update={"fields": {**spec.fields, "pixels": size}})

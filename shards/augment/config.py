@@ -9,7 +9,6 @@ from shards.schema import ModalitySpec, Strict
 
 SCHEDULE = ("drop", "drop_from", "drop_epochs", "mask_with")
 NUMBERS = ("gaussian_noise", "noise", "scale")
-COORDINATES = ("frac_coords", "positions")
 BY_KIND: dict[str, tuple[str, ...]] = {
     "graph": ("jitter_a", "strain"),
     "spectrum": (*NUMBERS, "shift", "stretch"),
@@ -126,7 +125,7 @@ class Augment(Strict):
             name
             for name in BY_KIND[spec.kind]
             if (name not in NUMBERS or has_floats)
-            and (name != "jitter_a" or any(field in spec.fields for field in COORDINATES))
+            and (name != "jitter_a" or "positions" in spec.fields or {"frac_coords", "lattice"} <= spec.fields.keys())
             and (name != "strain" or "lattice" in spec.fields)
         ]
         wanted = [name for name in Augment.model_fields if name not in SCHEDULE and getattr(self, name)]

@@ -6,7 +6,7 @@ their fields and dtypes, and their shapes too, but for crops and tokens that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -42,8 +42,16 @@ def augment(
         return augment_text(value, rng, config)
     if spec.kind == "sequence":
         return augment_sequence(spec, value, rng, config)
-    value = _BY_KIND.get(spec.kind, _unturned)(value, rng, config)
-    return value if spec.kind == "graph" else augment_numbers(spec, value, rng, config, scales or {})
+    if spec.kind == "graph":
+        return augment_graph(value, rng, config)
+    if spec.kind == "spectrum":
+        # noise that is drawn after it is not smoothed by the interpolation
+        value = augment_spectrum(value, rng, config)
+    value = augment_numbers(spec, value, rng, config, scales or {})
+    # after it: the deviations are those of the entries where they are stored
+    if spec.kind == "grid":
+        return augment_grid(value, rng, config)
+    return augment_image(value, rng, config) if spec.kind == "image" else value
 
 
 def centred(spec: ModalitySpec, value: Value, config: Augment) -> Value:
@@ -53,19 +61,24 @@ def centred(spec: ModalitySpec, value: Value, config: Augment) -> Value:
     return {**value, "pixels": centre_crop(value["pixels"], config.crop)}
 
 
-def _unturned(value: Arrays, rng: np.random.Generator, config: Augment) -> Arrays:
-    return value
+def cropped(spec: ModalitySpec, config: Augment) -> ModalitySpec:
+    """Return the spec of what `augment` and `centred` make of values of ``spec``: pictures of the crop's size."""
+    if spec.kind != "image" or not config.crop:
+        return spec
+    pixels = spec.fields["pixels"]
+    size = pixels.model_copy(update={"shape": (*pixels.shape[:-2], config.crop, config.crop)})
+    return spec.model_copy(update={"fields": {**spec.fields, "pixels": size}})
 
 
 def augment_graph(value: Arrays, rng: np.random.Generator, config: Augment) -> Arrays:
     """Displace atoms and strain the cell; neighbours and lattice sums stay those of the original.
 
-    Jitter moves ``frac_coords`` or ``positions`` and ``edge_vector``, whichever the graph has; strain
-    needs a ``lattice``.
+    Jitter moves ``frac_coords`` or ``positions``, and ``edge_vector`` where the graph has it; strain deforms the
+    ``lattice`` and what of ``positions`` and ``edge_vector`` there is.
     """
     value = dict(value)
     if config.jitter_a:
-        moved = rng.normal(0.0, config.jitter_a, (len(value["atomic_numbers"]), 3))
+        moved = rng.normal(0.0, config.jitter_a, value["positions" if "positions" in value else "frac_coords"].shape)
         if "edge_vector" in value:
             neighbour, centre = value["edge_index"]
             value["edge_vector"] = _like(value["edge_vector"] + moved[neighbour] - moved[centre], value["edge_vector"])
@@ -77,7 +90,7 @@ def augment_graph(value: Arrays, rng: np.random.Generator, config: Augment) -> A
     if config.strain:
         entries = rng.normal(0.0, config.strain, (3, 3))
         deformation = np.eye(3) + (entries + entries.T) / 2
-        for name in ("lattice", "edge_vector"):
+        for name in value.keys() & {"lattice", "positions", "edge_vector"}:
             value[name] = _like(value[name] @ deformation, value[name])
     return value
 
@@ -156,11 +169,3 @@ def known_entries(value: Arrays, name: str) -> np.ndarray | None:
 
 def _like(array: np.ndarray, model: np.ndarray) -> np.ndarray:
     return array.astype(model.dtype)
-
-
-_BY_KIND: Mapping[str, Callable[[Arrays, np.random.Generator, Augment], Arrays]] = {
-    "graph": augment_graph,
-    "spectrum": augment_spectrum,
-    "grid": augment_grid,
-    "image": augment_image,
-}

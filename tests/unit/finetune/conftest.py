@@ -15,6 +15,19 @@ from shards.reader import Dataset
 
 
 @pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store that all tests share: to create its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def mlflow_store(mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test logs and registers goes to that store."""
+    monkeypatch.chdir(mlflow_folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_folder}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
 def recipe(toy_folder: Path) -> Recipe:
     encoder = {"kind": "vector", "dim": 8}
     tables = {

@@ -10,11 +10,7 @@ from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig
 from shards.errors import ConfigError, DataError
 
-
-@pytest.fixture(autouse=True)
-def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
 def recipe(export_folder: Path, toy_folder: Path, **changes: object) -> FinetuneRecipe:

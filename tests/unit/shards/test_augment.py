@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shards.augment import Augment, augment
+from shards.errors import ConfigError
 from shards.schema import FieldSpec, ModalitySpec
 
 GRAPH = ModalitySpec(
@@ -105,6 +106,27 @@ def test_jitter_moves_the_atoms_of_a_molecule_and_the_edges_between_them():
         )
     spread = np.std([moved["positions"] - positions for moved in drawn], axis=0)
     np.testing.assert_allclose(spread, 0.1, rtol=0.15)
+
+
+def test_a_graph_of_any_fields_that_pass_the_check_is_varied():
+    """Graphs of others' shards have the fields that their owners chose."""
+    fields = {
+        "lattice": FieldSpec(dtype="float64", shape=(3, 3)),
+        "positions": FieldSpec(dtype="float64", shape=("atoms", 3)),
+    }
+    spec, lattice = ModalitySpec(name="crystal", kind="graph", fields=fields), 4 * np.eye(3)
+    fractional = np.array([[0, 0, 0], [0.5, 0.25, 0.5]])
+    graph = {"lattice": lattice, "positions": fractional @ lattice}
+    config = Augment(strain=0.02)
+    config.check(spec)
+    strained = augment(spec, graph, np.random.default_rng(0), config)
+    assert not np.allclose(strained["lattice"], lattice)
+    np.testing.assert_allclose(strained["positions"], fractional @ strained["lattice"])
+    moved = augment(spec, graph, np.random.default_rng(0), Augment(jitter_a=0.1))
+    assert (moved["positions"] != graph["positions"]).all() and np.array_equal(moved["lattice"], lattice)
+    without = spec.model_copy(update={"fields": {"frac_coords": fields["positions"]}})
+    with pytest.raises(ConfigError, match="jitter_a"):
+        Augment(jitter_a=0.1).check(without)
 
 
 def test_strain_deforms_cell_and_edges_alike():

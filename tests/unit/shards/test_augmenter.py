@@ -312,6 +312,21 @@ class TestGaussianNoise:
         assert (numbers[:, 1:] == [0, 3]).all()
         assert numbers[:, 0].std() == pytest.approx(1.0, abs=0.05) and numbers[:, 0].mean() == pytest.approx(1, abs=0.1)
 
+    @pytest.mark.parametrize("strength", [{"crop": 4}, {"flip": 0.5, "rotate": 0.7}])
+    def test_each_pixel_has_its_own_deviation_wherever_it_is_moved(self, strength: dict) -> None:
+        """Pixel k is 100 k and its noise a thousandth of it, so that noise tells which deviation a pixel got."""
+        spec = ModalitySpec(name="sem", kind="image", fields={"pixels": FieldSpec(dtype="float32", shape=(1, 6, 6))})
+        pixels = 100 * np.arange(1, 37, dtype=np.float32).reshape(1, 6, 6)
+        augment = Augment(gaussian_noise=0.001, **strength)
+        augmenter = Augmenter({"sem": spec}, {"sem": augment}, scales={"sem": {"pixels": pixels}})
+        noise = []
+        for epoch in range(300):
+            value = augmenter(Sample(id="s", arrays={"sem": {"pixels": pixels}}), epoch).arrays["sem"]["pixels"]
+            stored = 100 * np.round(value / 100)
+            noise.append(((value - stored) / stored).ravel())
+        assert np.abs(np.concatenate(noise)).max() < 0.006
+        assert np.concatenate(noise).std() == pytest.approx(0.001, rel=0.05)
+
     def test_noise_without_scales_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="standard deviations"):
             Augmenter(SPECS, {"process": Augment(gaussian_noise=0.1)})
