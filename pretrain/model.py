@@ -75,9 +75,8 @@ class MultimodalModel(nn.Module):
                 empty = vectors.new_zeros(len(mask), vectors.shape[1])
                 z[name] = empty.index_copy(0, mask.nonzero().squeeze(1), vectors)
             else:
-                dummy = self.embed(
-                    name, move(placeholder(cast(Encoder, self.encoders[name]).spec), mask.device)
-                ).float()
+                spec = cast(Encoder, self.encoders[name]).spec
+                dummy = self.embed(name, move(placeholder(spec), mask.device)).float()
                 z[name] = dummy.new_zeros(len(mask), dummy.shape[1]) + 0.0 * dummy.sum()
         return z
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -105,10 +106,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop
         yield Workshop(folder, recipe)
 
 
-def mains(cwd: str, jobs: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    """Run `launch.pretrain.main` for each job in this process; exit codes and what was written to stderr."""
+def mains(cwd: str, jobs: Sequence[Sequence[str]], script: str = "pretrain") -> list[tuple[int, str]]:
+    """Run ``main`` of a script of launch/ for each job in this process; exit codes and what was written to stderr."""
     os.chdir(cwd)
-    from launch.pretrain import main
+    main = importlib.import_module(f"launch.{script}").main
 
     warnings.simplefilter("always")
     results = []
