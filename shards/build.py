@@ -146,7 +146,8 @@ def _stage(out: Path) -> Iterator[tuple[Path, Path]]:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold the right to write the data set ``out``, or raise `DataError` where another process holds it."""
-    path = out.parent / f".{out.name}.lock"
+    real = out.resolve()
+    path = real.parent / f".{real.name}.lock"
     try:
         with FileLock(path, timeout=0):
             yield

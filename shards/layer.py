@@ -14,7 +14,7 @@ import numpy as np
 from shards.codecs import META, decode_arrays, decode_json, digest, member_name
 from shards.errors import DataError
 from shards.index import ABSENT, Columns, Index, read_index
-from shards.manifest import MANIFEST, ShardEntry, read_manifest
+from shards.manifest import MANIFEST, ShardEntry, manifest_bytes, parse_manifest
 from shards.schema import Sample
 from shards.sealed import verify
 from shards.store import Store
@@ -40,8 +40,11 @@ class Layer:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.manifest = read_manifest(store.folder)
+        data = manifest_bytes(store.folder)
+        self.manifest = parse_manifest(data, where=store.folder / MANIFEST)
         self.manifest_sha256 = verify(store.folder, error=DataError, only=(MANIFEST,))[MANIFEST]
+        if hashlib.sha256(data).hexdigest() != self.manifest_sha256:
+            raise DataError("the data set was replaced while it was opened", where=store.location, do="open it again")
         self.columns = Columns.of(self.manifest.modalities)
         self.indices = [self._open_index(entry) for entry in self.manifest.shards]
         self.ids = [sample_id for index in self.indices for sample_id in index.ids]

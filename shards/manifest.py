@@ -94,14 +94,17 @@ class Manifest(Strict):
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a data set's manifest, or raise `DataError` saying what is wrong with it."""
-    path = folder / MANIFEST
+    return parse_manifest(manifest_bytes(folder), where=folder / MANIFEST)
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """Return a data set's manifest as it stands in the file, or raise `DataError` where there is none."""
     try:
-        data = path.read_bytes()
+        return (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "this is no data set", where=folder, why=f"it has no {MANIFEST}", do="matloom shards build SOURCE FOLDER"
         ) from None
-    return parse_manifest(data, where=path)
 
 
 def parse_manifest(data: bytes, *, where: object) -> Manifest:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,8 @@ def test_every_flipped_bit_of_the_seal_is_an_error(folder: Path) -> None:
     for bit in range(8 * len(good)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
+        # a new file: ext4 flushes one that is truncated and written anew
+        (folder / SEAL).unlink()
         (folder / SEAL).write_bytes(bad)
         with pytest.raises(MatloomError):
             verify(folder)
@@ -164,6 +168,100 @@ def test_a_crash_at_any_operation_leaves_the_old_or_the_new_folder(tmp_path: Pat
             fill(stage, new)
         assert set(verify(target)) == {*new}
     pytest.fail("it never finished")
+
+
+def test_a_reader_between_the_renames_does_not_disturb_the_writer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, seen = os.rename, []
+
+    def read_after(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == folder and len(seen) < 2:
+            seen.append(set(verify(folder)))
+
+    with sealing(folder) as stage:
+        fill(stage, {"x": b"1"})
+        monkeypatch.setattr(os, "rename", read_after)
+    assert seen == [set(CONTENT)] * 2
+    assert set(verify(folder)) == {"x"} and [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_writer_that_is_faster_than_a_reader_does_not_disturb_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, old = os.rename, folder.with_name(f".{folder.name}.old")
+    rename(folder, old)
+    shutil.copytree(old, staging(folder))
+
+    def publish_before(source: Path, target: Path) -> None:
+        if source == old:
+            rename(staging(folder), folder)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", publish_before)
+    assert set(verify(folder)) == set(CONTENT)
+
+
+def test_a_folder_that_cannot_be_put_back_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(MatloomError, match=r"(?s)\.sealed\.old.*Read-only.*mv "):
+        verify(folder)
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    with sealing(tmp_path / "set") as stage:
+        fill(stage)
+    assert set(verify(tmp_path / "set")) == set(CONTENT)
+
+
+def test_every_folder_is_flushed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, flushed = os.fsync, set()
+
+    def note(handle: int) -> None:
+        fsync(handle)
+        flushed.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with sealing(tmp_path / "set") as stage:
+        fill(stage)
+    assert {path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))} == flushed
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "home" / "set"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(disk / "real")
+    for content in (CONTENT, {"x": b"1"}, {"y": b"2"}):
+        with sealing(link) as stage:
+            fill(stage, content)
+        assert set(verify(link)) == set(verify(disk / "real")) == set(content)
+    assert [path.name for path in link.parent.iterdir()] == ["set"] and link.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["real"]
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "../other", "deep/../../other"])
+def test_a_seal_that_names_files_elsewhere_is_refused(folder: Path, name: str) -> None:
+    (folder.parent / "other").write_bytes(b"")
+    seal = json.loads((folder / SEAL).read_text())
+    seal["files"][name] = seal["files"]["empty"]
+    (folder / SEAL).write_text(json.dumps(seal))
+    with pytest.raises(MatloomError, match="no file of the folder"):
+        verify(folder)
 
 
 def test_publish_of_a_stage_that_others_filled(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from shards.batch import collate
 from shards.codecs import decode_arrays, decode_json, unescape
 from shards.errors import DataError
-from shards.manifest import MANIFEST, Manifest
+from shards.manifest import MANIFEST, Manifest, parse_manifest
 from shards.reader import Dataset
 from shards.schema import FieldSpec, ModalitySpec, Sample
-from shards.sealed import sealing
+from shards.sealed import SEAL, sealing
 from shards.verify import verify_dataset
 from shards.writer import ShardWriter
 from tests.synthetic import GRAPH_FIELDS, build_toy, graph
@@ -371,3 +371,19 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         Dataset(tmp_path)
     with pytest.raises(DataError, match="no data set"):
         Dataset(tmp_path / "nowhere")
+
+
+def test_a_data_set_that_is_replaced_while_it_is_opened_is_refused(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one manifest would be read under the identity of the other."""
+
+    def replaced(data: bytes, *, where: object) -> Manifest:
+        with sealing(broken) as stage:
+            shutil.copytree(broken, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SEAL))
+            (stage / MANIFEST).write_bytes(data + b"\n")
+        return parse_manifest(data, where=where)
+
+    monkeypatch.setattr("shards.layer.parse_manifest", replaced)
+    with pytest.raises(DataError, match="replaced"):
+        Dataset(broken)
