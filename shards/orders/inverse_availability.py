@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
-import xxhash
 
 from shards.orders.base import ORDERS, EpochOrder, Order, Samples, present
 
@@ -28,7 +26,7 @@ class InverseAvailability(Order):
     every sample has one modality, each of the M modalities gets N / M draws; where a common modality accompanies the
     rare ones, it is of course drawn with them. The visits of a sample are spread evenly over the epoch, so that copies
     of it seldom meet in a batch (where a contrastive loss would take them for strangers); shards are therefore visited
-    all over the epoch. After Madrigal (arXiv 2503.02781), which draws a sample's second view in this way: `draw_view`.
+    all over the epoch. After Madrigal (arXiv 2503.02781), which draws a sample's second view in this way.
     """
 
     kind: Literal["inverse_availability"] = "inverse_availability"
@@ -59,17 +57,3 @@ def _spread(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     index = np.repeat(np.arange(len(counts)), counts)
     copy = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
     return index[np.argsort((copy + rng.random(len(counts))[index]) / counts[index], kind="stable")]
-
-
-def draw_view(availability: Mapping[str, float], *, seed: int, epoch: int, sample_id: str) -> str:
-    """Draw one modality in proportion to 1 / availability, a function of (seed, epoch, sample) and of nothing else.
-
-    Parameters
-    ----------
-    availability : mapping of str to float
-        The modalities that the sample has, to the share of the samples that have them.
-    """
-    names = sorted(availability)
-    bounds = np.cumsum([1 / availability[name] for name in names])
-    rng = np.random.default_rng([seed, epoch, xxhash.xxh64_intdigest(sample_id.encode())])
-    return names[int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shards.errors import ConfigError, DataError
 from shards.orders import ORDERS, Order, order
 from shards.orders.curriculum import Curriculum
-from shards.orders.inverse_availability import InverseAvailability, draw_view
+from shards.orders.inverse_availability import InverseAvailability
 from shards.orders.sequential import Sequential
 from shards.orders.shuffled import Shuffled
 from shards.reader import Dataset
@@ -180,17 +180,3 @@ def test_copies_of_a_sample_keep_apart(data: Memory) -> None:
     assert rare
     assert 0.5 < min(gaps) <= max(gaps) < 2
     assert any(a != b for a, b in pairwise(visited))
-
-
-def test_views_are_drawn_by_inverse_availability() -> None:
-    availability = {"kg": 0.5, "cv": 0.1, "tx": 0.25}
-
-    def draw(seed: int = 1, epoch: int = 0) -> Counter[str]:
-        return Counter(draw_view(availability, seed=seed, epoch=epoch, sample_id=str(i)) for i in range(6000))
-
-    counts = draw()
-    for name, share in (("kg", 2 / 16), ("cv", 10 / 16), ("tx", 4 / 16)):
-        assert abs(counts[name] / 6000 - share) < 4.5 * (share * (1 - share) / 6000) ** 0.5
-    assert counts == draw()
-    assert counts != draw(epoch=1) != draw(seed=2)
-    assert draw_view({"kg": 0.5}, seed=0, epoch=0, sample_id="x") == "kg"
