@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.heads.base import HEADS
+from pretrain.config import Place
 from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
@@ -69,8 +70,8 @@ class FinetuneRecipe(Strict):
 
     name: str
     model: str
-    data: str
-    overlays: tuple[str, ...] = ()
+    data: Place
+    overlays: tuple[Place, ...] = ()
     split: str = "chemical_system"
     target: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from pretrain.encoders.base import ENCODERS
 from pretrain.objectives.base import OBJECTIVES
 from shards.augment import Augment
 from shards.budget import Budget
+from shards.fetching import without_secrets
 from shards.mixture import MixedOrder
 from shards.orders.base import ORDERS, Order
 from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
+from shards.store import is_url
+
+
+def shown(place: str) -> str:
+    """Return the name of a data set as it may be recorded: a URL without user, password and query."""
+    return without_secrets(place) if is_url(place) else place
+
+
+Place = Annotated[str, PlainSerializer(shown)]
 
 
 class MixEntry(Strict):
@@ -34,10 +44,10 @@ class MixEntry(Strict):
         As in `DataConfig`.
     """
 
-    path: str
+    path: Place
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
-    overlays: tuple[str, ...] = ()
+    overlays: tuple[Place, ...] = ()
 
 
 class DataConfig(Strict):
@@ -46,7 +56,7 @@ class DataConfig(Strict):
     Attributes
     ----------
     path : str, optional
-        A folder or URL of shards, or ``embedded:NAME``.
+        A folder or URL of shards, or ``embedded:NAME``. No record of a run holds a URL's password or query.
     mix : tuple of MixEntry
         Several data sets in place of ``path``, drawn by weight; see `shards.mixture`.
     epoch_samples : int, optional
@@ -65,10 +75,10 @@ class DataConfig(Strict):
         Threads that prepare batches ahead; 0: each is prepared when it is asked for.
     """
 
-    path: str | None = None
+    path: Place | None = None
     mix: tuple[MixEntry, ...] = ()
     epoch_samples: int | None = Field(None, gt=0)
-    overlays: tuple[str, ...] = ()
+    overlays: tuple[Place, ...] = ()
     split: str = "chemical_system"
     batch_size: int = Field(128, gt=0)
     budget: Budget | None = None

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.config import FinetuneRecipe, RowConfig
 from pretrain.config import Recipe, load_recipe, parse_recipe
 from pretrain.encoders.base import ENCODERS
 from shards.errors import ConfigError
@@ -195,6 +196,22 @@ def test_a_file_that_is_no_text_or_no_table_is_refused(tmp_path: Path) -> None:
     for name in ("x.toml", "x.json"):
         with pytest.raises(ConfigError, match=name):
             load_recipe(tmp_path / name)
+
+
+def test_secrets_of_a_url_are_used_and_not_recorded() -> None:
+    """The resolved recipe goes into exports, checkpoints and MLflow."""
+    url, shown = "https://user:secret@host/set?token=secret", "https://host/set"
+    tables = {"name": "x", "modalities": {}, "objective": {"kind": "all_pairs"}}
+    single = parse_recipe({**tables, "data": {"path": url, "overlays": [url, "a folder#1"]}}, where="test")
+    mixed = parse_recipe({**tables, "data": {"mix": [{"path": url, "overlays": [url]}]}}, where="test")
+    assert (single.data.path, mixed.data.mix[0].path, mixed.data.mix[0].overlays) == (url, url, (url,))
+    assert single.resolved()["data"]["path"] == shown
+    assert single.resolved()["data"]["overlays"] == [shown, "a folder#1"]
+    assert "secret" not in json.dumps(mixed.resolved())
+    tuned = FinetuneRecipe(
+        name="x", model="m", data=url, overlays=(url,), target="y", rows=(RowConfig(strategy="mean"),)
+    )
+    assert tuned.data == url and "secret" not in tuned.model_dump_json()
 
 
 def test_a_recipe_cannot_be_changed(path: Path) -> None:
