@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +35,7 @@ def shards_build(
         typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "records": records}, indent=1))
         return
     from launch.progress import build_with_progress
+    from shards.summary import grouped_reasons
 
     began = time.perf_counter()
     manifest, state = build_with_progress(recipe, out, workers=workers, scheduler=scheduler)
@@ -58,7 +58,5 @@ def shards_build(
         f"{out}: {report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB, "  # type: ignore[operator]
         f"{seconds:.1f} s, {report['records_per_second']} records/s, {report['reused']} reused of an earlier try"
     )
-    reasons = Counter(reason.splitlines()[0] for reason in manifest.quarantined.values())
-    for reason, count in reasons.most_common(10):
-        example = next(i for i, text in manifest.quarantined.items() if text.startswith(reason))
-        typer.echo(f"quarantined {count}: {reason} (first: {example})")
+    for row in grouped_reasons(manifest.quarantined)[:10]:
+        typer.echo(f"quarantined {row['count']}: {row['reason']} (first: {row['example']})")
