@@ -13,8 +13,10 @@ locks are those of ``flock``, so they end with the process that holds them:
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,9 @@ from pathlib import Path
 from shards.errors import DataError
 
 PARTIAL = ".partial"
+# whatever else lies in the folders is not the cache's
+SHARD = re.compile(r"[0-9a-f]{64}\.(\d+)\.tar(\.partial)?")
+SET = re.compile(r"(\w+)\.(\d+)(\.partial)?")
 # a file takes whole blocks of the disk
 DISK_BLOCK = 4096
 
@@ -86,8 +91,19 @@ class NodeCache:
                 return handle
             os.close(handle)
             if found.st_nlink:
-                # cut by something outside: not a shard any more
-                path.unlink(missing_ok=True)
+                # cut by something outside
+                self.expel(sha256, size)
+
+    def expel(self, sha256: str, size: int) -> None:
+        """Remove a shard if its bytes are damaged; those who have it mapped see the damaged bytes for as long."""
+        path = self._shard(sha256, size)
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return
+            with self._making_room():
+                # not the one that another process has put in its place
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    path.unlink()
 
     def claim(self, sha256: str, size: int) -> io.BufferedRandom | None:
         """Return the partial file of a shard and with it the right to fetch it; None where someone else has that.
@@ -200,13 +216,12 @@ class NodeCache:
 
     def _units(self) -> Iterator[_Unit]:
         for path in self._shards.iterdir():
-            size = int(path.name.split(".")[1])
-            yield _Unit(path, path, on_disk(size), path.stat().st_mtime)
+            if match := SHARD.fullmatch(path.name):
+                yield _Unit(path, path, on_disk(int(match[1])), path.stat().st_mtime)
         for path in self._sets.iterdir():
-            if path.suffix != ".lock":
-                key, taken = path.name.split(".")[:2]
-                lock = self._sets / f"{key}.lock"
-                yield _Unit(path, lock, int(taken), lock.stat().st_mtime if lock.exists() else 0.0)
+            if match := SET.fullmatch(path.name):
+                lock = self._sets / f"{match[1]}.lock"
+                yield _Unit(path, lock, int(match[2]), lock.stat().st_mtime if lock.exists() else 0.0)
 
     def _make_room(self, size: int) -> None:
         """Remove what was used longest ago and is not leased, or nothing where that is not enough."""

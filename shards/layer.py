@@ -20,6 +20,10 @@ from shards.sealed import verify
 from shards.store import Store
 
 
+class DamagedMemberError(DataError):
+    """A member whose bytes have not the digest of the index."""
+
+
 class Layer:
     """The shards of one folder.
 
@@ -64,7 +68,12 @@ class Layer:
         """Read the sample at ``position``, verifying each member."""
         shard = bisect_right(self._starts, position) - 1
         row = position - self._starts[shard]
-        members = self._members(shard, row)
+        try:
+            members = self._members(shard, row)
+        except DamagedMemberError:
+            if not self.store.renew(self.manifest.shards[shard]):
+                raise
+            members = self._members(shard, row)
         part, arrays = META, {}
         try:
             meta = decode_json(members.pop(META), where="")
@@ -172,8 +181,8 @@ class Layer:
 
         return memoryview(self.store.part(entry, begin, end, intact)), begin
 
-    def _damaged(self, shard: int, row: int, part: str) -> DataError:
-        return DataError(
+    def _damaged(self, shard: int, row: int, part: str) -> DamagedMemberError:
+        return DamagedMemberError(
             "a member of a shard is damaged",
             where=self._where(shard, row, part),
             why="its digest is not the index's",

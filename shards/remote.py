@@ -17,8 +17,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from shards.errors import ConfigError, DataError
 from shards.fetching import Fetcher, Patience, open_origin
 from shards.manifest import MANIFEST, ShardEntry, parse_manifest
 from shards.prefetch import Plan, Prefetcher
-from shards.sealed import SEAL
+from shards.sealed import SEAL, sha256
 from shards.store import OPEN_SHARDS
 
 CACHE_GB = 64.0
@@ -108,6 +109,11 @@ class RemoteStore:
         """Return the bytes ``start`` to ``stop`` of a shard, fetched again where ``check`` refuses them."""
         return self._fetcher.part(entry.file, start, stop, check)
 
+    def renew(self, entry: ShardEntry) -> bool:
+        """Let go of a shard in which a member is damaged; the cache's copy goes if the damage is there."""
+        self._leases.renew(entry)
+        return True
+
     def prefetch(self, entries: Sequence[ShardEntry], order: np.ndarray) -> None:
         """Start to fetch shards; ``order`` (M,) gives the shard (number in ``entries``) of each coming read."""
         plan = Plan.of(entries, order)
@@ -140,14 +146,37 @@ def _small_files(fetcher: Fetcher, cache: NodeCache) -> tuple[Path, int]:
         raise DataError("the seal and the manifest do not fit", where=f"{location}/{SEAL}", why=repr(error)) from None
 
     def fill(folder: Path) -> None:
-        (folder / SEAL).write_bytes(seal)
-        (folder / MANIFEST).write_bytes(data)
+        """Bring what is not there, or damaged."""
+        for name, content in ((SEAL, seal), (MANIFEST, data)):
+            if not _holds(folder / name, hashlib.sha256(content).hexdigest()):
+                with _replacing(folder / name) as file:
+                    file.write(content)
+        lacking = [entry for entry in manifest.shards if not _holds(folder / entry.index, entry.index_sha256)]
         with ThreadPoolExecutor(INDEX_THREADS, thread_name_prefix="indices") as pool:
-            list(pool.map(lambda entry: _fetch_index(fetcher, folder, entry, sizes[entry.index]), manifest.shards))
+            list(pool.map(lambda entry: _fetch_index(fetcher, folder, entry, sizes[entry.index]), lacking))
 
     total = sum(map(on_disk, (len(seal), len(data), *sizes.values())))
     key = hashlib.sha256(f"{location}\n{hashlib.sha256(data).hexdigest()}".encode()).hexdigest()[:32]
-    return cache.open_set(key, total, fill)
+    folder, handle = cache.open_set(key, total, fill)
+    try:
+        fill(folder)
+    except BaseException:
+        os.close(handle)
+        raise
+    return folder, handle
+
+
+def _holds(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[io.BufferedRandom]:
+    """Write a file that others may be reading, or writing too."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    with partial.open("w+b") as file:
+        yield file
+    os.replace(partial, path)
 
 
 def _root(fetcher: Fetcher) -> tuple[bytes, bytes]:
@@ -168,7 +197,7 @@ def _root(fetcher: Fetcher) -> tuple[bytes, bytes]:
 
 
 def _fetch_index(fetcher: Fetcher, folder: Path, entry: ShardEntry, size: int) -> None:
-    with (folder / entry.index).open("w+b") as file:
+    with _replacing(folder / entry.index) as file:
         fetcher.into(file, entry.index, size=size, sha256=entry.index_sha256)
 
 
@@ -200,6 +229,12 @@ class _Leases:
         """Let go of everything."""
         with self._lock:
             self._views.clear()
+
+    def renew(self, entry: ShardEntry) -> None:
+        """Let go of a shard, and of the cache's copy if that is damaged."""
+        with self._lock:
+            self._views.pop(entry.sha256, None)
+        self.cache.expel(entry.sha256, entry.bytes)
 
     def get(self, entry: ShardEntry) -> memoryview | None:
         """Return a shard, fetched if need be, or None where there is no room for it."""

@@ -43,6 +43,10 @@ class Store(Protocol):
         """Return the bytes ``start`` to ``stop`` of a shard, read again where ``check`` refuses them."""
         ...
 
+    def renew(self, entry: ShardEntry) -> bool:
+        """Let go of a shard in which a member is damaged; False where it would come back the same."""
+        ...
+
     def prefetch(self, entries: Sequence[ShardEntry], order: np.ndarray) -> None:
         """Start to fetch shards; ``order`` (M,) gives the shard (number in ``entries``) of each coming read."""
         ...
@@ -74,6 +78,10 @@ class LocalStore:
     def part(self, entry: ShardEntry, start: int, stop: int, check: Callable[[bytes], bool]) -> bytes:
         """Return the bytes ``start`` to ``stop`` of a shard."""
         return bytes(self.shard(entry)[start:stop])
+
+    def renew(self, entry: ShardEntry) -> bool:
+        """Do nothing: there is one copy."""
+        return False
 
     def prefetch(self, entries: Sequence[ShardEntry], order: np.ndarray) -> None:
         """Do nothing: the files are here."""

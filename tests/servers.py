@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FAULTS = ("stall", "reset", "short", "416", "429", "503", "wrong", "whole")
+BROKEN = ("stall", "reset", "short")
+FAULTS = (*BROKEN, "416", "429", "503", "wrong", "whole")
 
 
 @dataclass
@@ -102,16 +103,17 @@ def http_server(folder: Path, faults: Faults | None = None, *, stall_s: float = 
                 self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            sent = self._body(bytearray(data), kind, where)
-            state.requests.append((name, first, sent))
-
-        def _body(self, data: bytearray, kind: str, where: float) -> int:
             part = int(where * len(data))
+            # before the body: who has read that may look here at once
+            state.requests.append((name, first, part if kind in BROKEN else len(data)))
+            self._body(bytearray(data), kind, part)
+
+        def _body(self, data: bytearray, kind: str, part: int) -> None:
             if kind == "wrong":
                 data[part % 16 :: 16] = bytes(byte ^ 1 for byte in data[part % 16 :: 16])
-            if kind not in ("stall", "reset", "short"):
+            if kind not in BROKEN:
                 self.wfile.write(data)
-                return len(data)
+                return
             self.wfile.write(data[:part])
             self.close_connection = True
             if kind == "stall":
@@ -120,7 +122,6 @@ def http_server(folder: Path, faults: Faults | None = None, *, stall_s: float = 
                 # closing with a linger of 0 s resets the connection
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
-            return part
 
         def handle(self) -> None:
             with suppress(ConnectionError, ValueError, OSError):

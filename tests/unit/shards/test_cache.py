@@ -109,3 +109,34 @@ def test_who_waits_for_a_shard_gets_it_when_it_is_there(tmp_path: Path) -> None:
         assert not thread.is_alive()
     for handle in (*found, found_here):
         os.close(handle)
+
+
+def test_what_is_not_of_the_cache_is_left_alone(tmp_path: Path) -> None:
+    """A network file system leaves such files where something that is open was removed."""
+    cache = NodeCache(tmp_path, 2 * 4096)
+    strangers = [tmp_path / folder / ".nfs000000000042" for folder in ("shards", "sets")]
+    for stranger in strangers:
+        stranger.touch()
+    for letter in "abc":
+        os.close(put(cache, letter))
+    assert names(cache) == {"b", "c"} and all(stranger.exists() for stranger in strangers)
+
+
+def test_a_shard_is_expelled_only_if_it_is_damaged(tmp_path: Path) -> None:
+    cache, content = NodeCache(tmp_path, 1 << 20), b"a" * 4096
+    sha256 = hashlib.sha256(content).hexdigest()
+    sink = cache.claim(sha256, 4096)
+    assert sink is not None
+    with sink:
+        sink.write(content)
+        os.close(cache.finish(sink, sha256, 4096))
+    path = tmp_path / "shards" / f"{sha256}.4096.tar"
+    cache.expel(sha256, 4096)
+    assert path.exists()
+    for bad in (b"b" + content[1:], content[1:]):
+        path.write_bytes(bad)
+        cache.expel(sha256, 4096)
+        assert not path.exists()
+    cache.expel(sha256, 4096)
+    path.write_bytes(content[1:])
+    assert cache.lease(sha256, 4096) is None and not path.exists()

@@ -17,11 +17,13 @@ import pytest
 from shards.cache import on_disk
 from shards.errors import ConfigError, DataError
 from shards.fetching import Patience
-from shards.manifest import MANIFEST, ShardEntry
+from shards.manifest import MANIFEST, Manifest, ShardEntry
 from shards.prefetch import Plan
 from shards.reader import Dataset
 from shards.remote import RemoteOptions
-from shards.sealed import SEAL
+from shards.schema import Sample
+from shards.sealed import SEAL, sealing, sha256
+from shards.writer import ShardWriter
 from tests.servers import FAULTS, Faults, HttpServer, http_server
 from tests.unit.shards.test_overlay import further, publish
 from tests.unit.shards.test_writer_reader import equal
@@ -292,6 +294,67 @@ def test_wrong_bytes_are_fetched_again_and_then_named(toy: Dataset, toy_folder: 
     for part in (f"{server.url}/{entry.file}", "wrong bytes", entry.sha256, f"{entry.bytes} bytes"):
         assert part in str(caught.value)
     assert not list((cache / "shards").iterdir())
+
+
+def damage(path: Path) -> None:
+    """Flip a bit of every 16th byte, in place as a disk does it."""
+    data = bytearray(path.read_bytes())
+    data[::16] = bytes(byte ^ 1 for byte in data[::16])
+    with path.open("r+b") as file:
+        file.write(data)
+
+
+def test_a_shard_that_the_disk_of_the_cache_damaged_is_fetched_again(
+    toy: Dataset, toy_folder: Path, cache: Path
+) -> None:
+    entry = shard_of(toy)
+    path = cache / "shards" / f"{entry.sha256}.{entry.bytes}.tar"
+    with (
+        http_server(toy_folder) as server,
+        Dataset(server.url, remote=options()) as one,
+        Dataset(server.url, remote=options()) as two,
+    ):
+        assert equal(one[0], toy[0]) and equal(two[0], toy[0])
+        damage(path)
+        # each has the damaged shard mapped; the second finds it mended
+        for remote in (one, two):
+            assert all(equal(remote[position], toy[position]) for position in range(entry.samples))
+        assert Counter(name for name, _, _ in server.requests)[entry.file] == 2
+        assert path.read_bytes() == (toy_folder / entry.file).read_bytes()
+    with http_server(toy_folder, Faults(rate=1.0, kinds=["wrong"], only=r"\.tar")) as server:
+        damage(path)
+        with Dataset(server.url, remote=options()) as remote, pytest.raises(DataError, match="wrong bytes"):
+            remote[0]
+
+
+def test_a_shard_that_is_damaged_where_it_comes_from_is_fetched_once(tmp_path: Path) -> None:
+    with sealing(tmp_path / "set") as stage:
+        writer = ShardWriter(stage, {})
+        writer.write(Sample(id="a"))
+        entry = writer.close()[0]
+        damage(stage / entry.file)
+        entry = entry.model_copy(update={"sha256": sha256(stage / entry.file)})
+        manifest = Manifest(name="x", modalities={}, shards=[entry], samples=1, coverage={}, labels={})
+        (stage / MANIFEST).write_text(manifest.model_dump_json())
+    with http_server(tmp_path / "set") as server, Dataset(server.url, remote=options()) as remote:
+        with pytest.raises(DataError, match=rf"(?s)a member of a shard is damaged.*{entry.file}: 'a', meta"):
+            remote[0]
+        assert Counter(name for name, _, _ in server.requests)[entry.file] == 1
+
+
+def test_small_files_that_the_disk_of_the_cache_damaged_are_fetched_again(
+    toy: Dataset, toy_folder: Path, cache: Path
+) -> None:
+    with http_server(toy_folder) as server, Dataset(server.url, remote=options()) as remote:
+        index, other = (entry.index for entry in toy.manifest.shards[:2])
+        damage(remote.folder / MANIFEST)
+        damage(remote.folder / SEAL)
+        (remote.folder / index).write_bytes(b"")
+        (remote.folder / other).unlink()
+        with Dataset(server.url, remote=options()) as again:
+            assert again.folder == remote.folder and equal(again[0], toy[0])
+        seen = Counter(name for name, _, _ in server.requests)
+        assert [seen[entry.index] for entry in toy.manifest.shards] == [2, 2] + [1] * (len(toy.manifest.shards) - 2)
 
 
 def test_members_read_by_range_are_verified(toy: Dataset, toy_folder: Path) -> None:
