@@ -20,8 +20,8 @@ from pretrain.ports import free_port
 
 TIMEOUT_S = 180
 FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-# what a run imports late: torch._dynamo with the first optimizer, the store of MLflow with its first record
-PRELOADED = ["pretrain.train", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store"]
+# torch._dynamo comes with the first optimizer, the store of MLflow with the first record
+PRELOADED = ["pretrain.train", "finetune.compare", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
