@@ -20,8 +20,9 @@ from shards.errors import DataError
 from shards.schema import META, MODALITY_NAME
 
 DIGEST_BYTES = 16
-# of safetensors: the names, dtypes and shapes of a modality's few fields, or the ids of a shard
-HEADER_BYTES = 64 << 20
+ID_CHARACTERS = 4096
+# of safetensors: the names, dtypes and shapes of a modality's few fields. Parsed, JSON takes up to 30 times its bytes
+HEADER_BYTES = 1 << 20
 CACHED_HEADER_BYTES = 4096
 MAX_AXES = 32
 MAX_ELEMENTS = 1 << 59
@@ -39,6 +40,8 @@ def escape(sample_id: str) -> str:
     """
     if not sample_id:
         raise DataError("a sample has an empty id", do="give every record an id of at least one character")
+    if len(sample_id) > ID_CHARACTERS:
+        raise DataError("a sample's id is too long", where=f"{sample_id[:40]}...", why=f"more than {ID_CHARACTERS}")
     try:
         quoted = quote(sample_id, safe="")
     except UnicodeEncodeError as error:
@@ -91,8 +94,17 @@ class _Layout(NamedTuple):
     metadata: dict[str, str]
 
 
-def decode_arrays(data: bytes | memoryview, *, where: str) -> dict[str, np.ndarray]:
+def decode_arrays(data: bytes | memoryview, *, where: str, header_bytes: int = HEADER_BYTES) -> dict[str, np.ndarray]:
     """Return the arrays in safetensors ``data`` as views of it, without a copy.
+
+    Parameters
+    ----------
+    data : bytes or memoryview
+        A whole safetensors file.
+    where : str
+        Named in errors.
+    header_bytes : int
+        What the header may take.
 
     Raises
     ------
@@ -100,21 +112,21 @@ def decode_arrays(data: bytes | memoryview, *, where: str) -> dict[str, np.ndarr
         Naming ``where`` if the data are damaged.
     """
     view = memoryview(data)
-    layout, start = _read_layout(view, where)
+    layout, start = _read_layout(view, where, header_bytes)
     return {name: np.ndarray(shape, dtype, view, start + begin) for name, dtype, shape, begin in layout.fields}
 
 
-def decode_metadata(data: bytes | memoryview, *, where: str) -> dict[str, str]:
+def decode_metadata(data: bytes | memoryview, *, where: str, header_bytes: int = HEADER_BYTES) -> dict[str, str]:
     """Return the strings in the header of safetensors ``data``; raise `DataError` naming ``where`` if it is damaged."""
-    return _read_layout(memoryview(data), where)[0].metadata
+    return _read_layout(memoryview(data), where, header_bytes)[0].metadata
 
 
-def _read_layout(view: memoryview, where: str) -> tuple[_Layout, int]:
+def _read_layout(view: memoryview, where: str, header_bytes: int) -> tuple[_Layout, int]:
     """Return what the header says, and where the arrays start."""
     size = int.from_bytes(view[:8], "little")
     start = 8 + size
     try:
-        if size > HEADER_BYTES or start > len(view):
+        if size > header_bytes or start > len(view):
             raise ValueError(f"a header of {size} bytes in a file of {len(view)}")
         header = bytes(view[8:start])
         layout = _cached_layout(header) if size <= CACHED_HEADER_BYTES else _parse_layout(header)

@@ -25,6 +25,10 @@ from shards.schema import ModalitySpec, Sample
 
 ABSENT = -1
 INDEX_SUFFIX = ".index.safetensors"
+# of the header, which holds the ids; the writer starts another shard before that
+HEADER_BYTES = 2 << 20
+# of the member that holds labels, tags and texts
+META_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,10 @@ def read_index(data: bytes, modalities: Mapping[str, ModalitySpec], *, shard_byt
     DataError
         Where the index is damaged, contradicts itself, the schema or the shard.
     """
-    arrays = decode_arrays(data, where=str(where))
+    arrays = decode_arrays(data, where=str(where), header_bytes=HEADER_BYTES)
     columns = Columns.of(modalities)
     try:
-        names = json.loads(decode_metadata(data, where=str(where))["index"])
+        names = json.loads(decode_metadata(data, where=str(where), header_bytes=HEADER_BYTES)["index"])
         ids = names.pop("ids")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError("the index of a shard is damaged", where=where, why=repr(error)) from None
@@ -179,7 +183,12 @@ def read_index(data: bytes, modalities: Mapping[str, ModalitySpec], *, shard_byt
             raise DataError("the index of a shard contradicts itself", where=where, why=f"'{name}' does not fit")
     index = Index(ids, columns, **{name: arrays[name] for name in _SHAPES})
     absent = index.size == ABSENT
-    reach = np.where(absent, 0, index.offset + index.size)
-    if absent[:, 0].any() or (index.size < ABSENT).any() or (index.offset < 0).any() or (reach > shard_bytes).any():
+    end = min(shard_bytes, 1 << 62)
+    # no sum, which could overflow
+    outside = (index.offset > end) | (index.size > end - np.minimum(index.offset, end))
+    if absent[:, 0].any() or (index.size < ABSENT).any() or (index.offset < 0).any() or (outside & ~absent).any():
         raise DataError("the index of a shard points outside of it", where=where)
+    if (index.size[:, 0] > META_BYTES).any():
+        why = f"the metadata of a sample take more than {META_BYTES} bytes"
+        raise DataError("the index of a shard names a member that is too large", where=where, why=why)
     return index

@@ -6,6 +6,7 @@ The bytes depend on the samples alone: no time, user or path enters them.
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from shards.codecs import DIGEST_BYTES, META, digest, encode_arrays, encode_json, member_name
 from shards.errors import DataError
-from shards.index import ABSENT, INDEX_SUFFIX, Columns, Index, ragged_lengths
+from shards.index import ABSENT, HEADER_BYTES, INDEX_SUFFIX, META_BYTES, Columns, Index, ragged_lengths
 from shards.manifest import ShardEntry
 from shards.schema import ModalitySpec, Sample
 from shards.sealed import sha256
@@ -35,7 +36,7 @@ class ShardWriter:
         Name of the first shard without its suffix; those after it are ``name-1``, ``name-2``, ... By default
         the shards are ``shard-000000``, ``shard-000001``, ...
     shard_bytes, shard_samples : int
-        A shard is closed once it reaches either.
+        A shard is closed once it reaches either, or once its ids take half of what the header of an index may.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ShardWriter:
         Raises
         ------
         DataError
-            For an id that was written before, or a value that contradicts the schema.
+            For an id that was written before, a value that contradicts the schema, or texts that are too long.
         """
         if sample.id in self._seen:
             raise DataError("two samples have the same id", where=sample.id, do="make the ids unique")
@@ -72,6 +73,9 @@ class ShardWriter:
             assert value is not None
             self.modalities[name].check(value, where=sample.id)
         members = {META: encode_json(_meta(sample))}
+        if len(members[META]) > META_BYTES:
+            why = f"{len(members[META])} bytes, of at most {META_BYTES}"
+            raise DataError("the texts, labels and tags of a sample take too much", where=sample.id, why=why)
         members |= {name: encode_arrays(arrays) for name, arrays in sample.arrays.items()}
         names = {part: member_name(sample.id, part) for part in members}
         self._seen.add(sample.id)
@@ -100,14 +104,18 @@ class ShardWriter:
             digests[column] = np.frombuffer(digest(data), np.uint8)
         lengths = ragged_lengths(sample, self.modalities)
         self._ids.append(sample.id)
+        # a JSON text within that of the header
+        self._id_bytes += len(json.dumps(json.dumps(sample.id)))
         length = np.array([lengths.get(axis, ABSENT) for axis in axes], np.int32)
         text = np.array([name in sample.text for name in texts], bool)
         self._rows.append((offset, size, digests, length, text))
-        if tar.offset >= self.shard_bytes or len(self._ids) >= self.shard_samples:
+        full = tar.offset >= self.shard_bytes or len(self._ids) >= self.shard_samples
+        if full or self._id_bytes > HEADER_BYTES // 2:
             self._finish()
 
     def _start(self) -> tarfile.TarFile:
         self._ids: list[str] = []
+        self._id_bytes = 0
         self._rows: list[tuple[np.ndarray, ...]] = []
         number = len(self.entries)
         name = f"shard-{number:06d}"

@@ -55,7 +55,7 @@ def test_different_ids_have_different_members_that_tar_keeps(ids: list[str]) -> 
         assert tar.getnames() == names
 
 
-@pytest.mark.parametrize("sample_id", ["", "\ud800"])
+@pytest.mark.parametrize("sample_id", ["", "\ud800", "x" * 4097])
 def test_an_id_that_cannot_be_kept_is_refused(sample_id: str) -> None:
     with pytest.raises(DataError):
         escape(sample_id)
@@ -193,6 +193,12 @@ def test_a_header_that_promises_too_much_is_refused() -> None:
     for size in (2**41, 2**63 - 1, 10**6):
         with pytest.raises(DataError):
             decode_arrays(size.to_bytes(8, "little") + b"{}", where="here")
+
+
+def test_a_header_that_would_take_much_memory_is_not_parsed() -> None:
+    lists = json.dumps({"v": [[]] * (1 << 19)}).encode()
+    with pytest.raises(DataError, match=f"a header of {len(lists)} bytes"):
+        decode_arrays(with_header(lists, b""), where="here")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), np.float32(1)])

@@ -39,8 +39,8 @@ def test_lengths_and_presence_are_what_the_samples_hold(written: list[Sample], s
 @pytest.mark.parametrize(
     "change",
     [
-        {"offset": 10**9}, {"offset": -1}, {"size": 10**9}, {"size": -2}, {"size": -1}, {"ids": ["a"]}, {"ids": [1, 2]},
-        {"ids": "ab"}, {"parts": ["meta"]}, {"axes": []}, {"texts": ["text", "x"]},
+        {"offset": 10**9}, {"offset": -1}, {"offset": 2**63 - 1}, {"size": 10**9}, {"size": -2}, {"size": -1},
+        {"ids": ["a"]}, {"ids": [1, 2]}, {"ids": "ab"}, {"parts": ["meta"]}, {"axes": []}, {"texts": ["text", "x"]},
         {"digest": np.zeros((2, 4, 15), np.uint8)},
         {"length": np.zeros((2, 2), np.int64)}, {"text": np.zeros((2, 1), np.uint8)}, {"other": 1},
     ],
@@ -98,3 +98,33 @@ def test_metadata_of_another_sample_are_refused(tmp_path: Path) -> None:
     assert dataset.ids == ["b", "a"]
     with pytest.raises(DataError, match=r"'b', meta(.|\n)*not the index's"):
         dataset[0]
+
+
+@pytest.mark.parametrize("what", ["size", "ids"])
+def test_what_would_take_too_much_memory_is_refused(tmp_path: Path, what: str) -> None:
+    writer = ShardWriter(tmp_path, SPECS)
+    writer.write(vector("a"))
+    entry = writer.close()[0]
+    data = (tmp_path / entry.index).read_bytes()
+    arrays = {name: array.copy() for name, array in decode_arrays(data, where="").items()}
+    names = json.loads(decode_metadata(data, where="")["index"])
+    if what == "size":
+        arrays["size"][0, 0] = 3 << 20
+    else:
+        names["ids"] = [[]] * (1 << 20)
+    bad = safetensors.numpy.save(arrays, metadata={"index": json.dumps(names)})
+    with pytest.raises(DataError, match=r"too large|header of \d+ bytes"):
+        read_index(bad, SPECS, shard_bytes=1 << 40, where="here")
+
+
+def test_a_shard_whose_ids_are_long_is_closed_before_its_index_is_too_large(tmp_path: Path) -> None:
+    written = [Sample(id=f"{number}" + "\u2082" * 4000) for number in range(120)]
+    dataset = publish(tmp_path / "set", written, 10**6)
+    assert len(dataset.shard_sizes) > 1 and dataset.ids == [sample.id for sample in written]
+
+
+def test_texts_that_no_reader_would_take_are_refused(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, SPECS)
+    with pytest.raises(DataError, match=r"(?s)texts, labels and tags.*2097152"):
+        writer.write(Sample(id="a", text={"text": "x" * (2 << 20)}))
+    writer.write(Sample(id="a", text={"text": "x"}))
