@@ -44,6 +44,7 @@ def load_pt(path: Path, *, graphs: bool = False) -> Any:
     """
     import torch
 
+    _check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
@@ -68,6 +69,12 @@ def load_pt(path: Path, *, graphs: bool = False) -> Any:
         if isinstance(error, DataError):
             raise
         raise DataError("the file is damaged", where=path, why=f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _check_file(path: Path) -> None:
+    """Raise `DataError` for what is no file: reading a pipe would never end."""
+    if not path.is_file():
+        raise DataError("the file cannot be read", where=path, why="there is none, or it is no regular file")
 
 
 def _graph_classes() -> list[Any]:
@@ -114,6 +121,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     DataError
         For a file that is missing, damaged, holds Python objects, or unpacks to far more than its size.
     """
+    _check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             total = sum(member.file_size for member in archive.infolist())

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shards.errors import DataError
+from shards.formats.files import files_below, inside
 from shards.schema import Strict
 
 if TYPE_CHECKING:
@@ -96,42 +97,10 @@ class ImageFiles(Strict):
         return tuple(read_image(inside(folder, name), max_pixels=self.max_pixels, bits=self.bits) for name in names)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Return the file called ``name`` in a folder of a stranger.
-
-    Raises
-    ------
-    DataError
-        Where there is no such file, or the name or a link leads out of the folder.
-    """
-    path = folder / name
-    try:
-        outside = Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve())
-        if not outside and path.is_file():
-            return path
-    except (OSError, ValueError):
-        outside = False
-    problem = "lies outside of its folder" if outside else "is missing"
-    raise DataError(f"the file '{name[:200]}' {problem}", where=folder, do="check the table's file names")
-
-
-def stamp(folder: Path, name: str) -> str:
-    """Return size and time of a file in a folder, empty where there is none."""
-    try:
-        status = (folder / name).stat()
-    except (OSError, ValueError):
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
 @lru_cache(maxsize=4)
 def _listing(folder: str, changed_ns: int) -> tuple[str, ...]:
-    """List the files below a folder, links to folders not followed, as sorted relative names."""
-    found = []
-    for place, _, files in os.walk(folder):
-        prefix = os.path.relpath(place, folder).replace(os.sep, "/")
-        found += [name if prefix == "." else f"{prefix}/{name}" for name in files]
-    return tuple(sorted(found))
+    """List the files below a folder as sorted relative names."""
+    return tuple(sorted(files_below(Path(folder))))
 
 
 def _matching(folder: str, expression: re.Pattern[str], start: str) -> list[str]:

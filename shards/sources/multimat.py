@@ -13,9 +13,9 @@ import numpy as np
 import xxhash
 
 from shards.errors import DataError
+from shards.formats.files import stamp
 from shards.formats.tensors import load_npz, load_pt, mapping, to_array
 from shards.sources.base import RHO_V, SOURCES, Item, RawDos, Record, Source
-from shards.sources.images import stamp
 
 TEXT_VECTOR = "text_matbert"
 GRAPH_PREFIX = "crystal_"
@@ -216,7 +216,11 @@ def _open_folder(path: Path, labels: tuple[str, ...], graphs: bool, version: str
     if graphs:
         crystals = mapping(load_pt(path / "crystal_potnet.pt", graphs=True), where=path / "crystal_potnet.pt")
     if not modalities and crystals is None:
-        raise DataError("the folder holds nothing of MultiMat's layout", where=path, do=f"{DOS_FILES[0]}, ...")
+        raise DataError(
+            "the folder holds nothing of MultiMat's layout",
+            where=path,
+            do=f"give the folder that holds {DOS_FILES[0]}, or the .npz itself",
+        )
     ids = frozenset(id for modality in modalities.values() for id in modality.exists)
     return Opened(
         where=path,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +17,7 @@ from pydantic import Field
 
 from shards.errors import DataError
 from shards.formats.ase_db import entry_structure, is_entry, row_structure
+from shards.formats.files import files_below, is_hidden, refusal
 from shards.formats.listing import Part, form, lookup, parts, stem
 from shards.formats.packed import Archive, codec, is_archive, unpacked
 from shards.formats.structure import (
@@ -27,8 +26,6 @@ from shards.formats.structure import (
     XYZ,
     check,
     parse_described,
-    parse_structure,
-    read_structure,
     structure_of_json,
 )
 from shards.schema import Strict
@@ -37,14 +34,7 @@ from shards.sources.base import SOURCES, Item, Record, Source
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = [
-    "MAX_ATOMS",
-    "MAX_BYTES",
-    "StructuresSource",
-    "parse_structure",
-    "read_structure",
-    "structure_record",
-]
+TABLES = (".csv", ".tsv", ".tab", ".parquet")
 
 # Streams of packed files are shared by the threads of a process and read in one go each.
 _READING = threading.Lock()
@@ -133,11 +123,15 @@ class StructuresSource(Source):
 
     def _items(self) -> Iterator[Item]:
         if self.path.is_dir():
-            for name in _files(self.path):
+            for name in files_below(self.path):
                 if self._wanted(name):
                     yield from self._of_file(name, name)
         elif not self.path.exists():
             raise DataError("there is no such file or folder", where=self.path, do="check the path")
+        elif not self.path.is_file():
+            raise DataError("this is no regular file", where=self.path, do="check the path")
+        elif not form(self.path.name) and Path(stem(self.path.name)).suffix.lower() in TABLES:
+            raise DataError("this is a table", where=self.path, do="read its columns with the source 'table'")
         elif is_archive(self.path.name):
             yield from self._of_archive()
         else:
@@ -148,7 +142,7 @@ class StructuresSource(Source):
 
     def _of_file(self, file: str, name: str) -> Iterator[Item]:
         path = self.path / file
-        refused = _refused(path, self.path) or ("it is an archive in a folder" if is_archive(name) else "")
+        refused = refusal(path, self.path) or ("it is an archive in a folder" if is_archive(name) else "")
         if refused or (form(name) == "ase" and codec(name)):
             yield _item(name, {"file": file, "refused": refused or "it is a packed database"})
             return
@@ -160,7 +154,7 @@ class StructuresSource(Source):
         archive, stamp = Archive(self.path), _stamp(self.path)
         for member in archive.members():
             name = member.name.removeprefix("./")
-            if _hidden(name) or not self._wanted(name):
+            if is_hidden(name) or not self._wanted(name):
                 continue
             ref = {"file": "", "member": [member.name, *(member.place or ())]}
             refused = member.refused or ("it is an archive in an archive" if is_archive(name) else "")
@@ -200,30 +194,6 @@ def structure_record(structure: Structure, id: str, *, tags: Mapping[str, str] |
     composition = structure.composition
     described = {"formula": composition.reduced_formula, "chemical_system": composition.chemical_system}
     return Record(id=id, structure=structure, tags={**described, **(tags or {})})
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder as relative names, sorted within each folder; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        prefix = Path(place).relative_to(folder)
-        yield from ((prefix / name).as_posix() for name in sorted(names) if not _hidden(name))
-
-
-def _hidden(name: str) -> bool:
-    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
-
-
-def _refused(path: Path, root: Path) -> str:
-    """Say why a file is not opened, empty where it may be."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "it is no regular file"
-        if not os.access(path, os.R_OK):
-            return "it may not be read"
-        return "" if path.resolve().is_relative_to(root.resolve()) else "it is a link that leads out of the folder"
-    except OSError as error:
-        return f"it cannot be opened: {error.strerror}"
 
 
 def _stamp(path: Path) -> str:

@@ -14,12 +14,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shards.errors import ConfigError, DataError, suggest
+from shards.formats.files import inside, stamp
+from shards.formats.structure import MAX_ATOMS, parse_structure, read_structure
 from shards.molecules import molecule_tags
 from shards.sources.base import SOURCES, Item, Record, Source
-from shards.sources.images import ImageFiles, inside, stamp
+from shards.sources.images import ImageFiles
 from shards.sources.rows import MAX_CELL, Cells, Rows, is_missing, number, open_rows, text
 from shards.sources.spectra import read_spectrum
-from shards.sources.structures import MAX_ATOMS, parse_structure, read_structure, structure_record
+from shards.sources.structures import structure_record
 from shards.units import Scale, header_unit, parse_unit, scale, suffix_unit
 
 T = TypeVar("T")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +13,11 @@ from pydantic import Field
 
 from shards.errors import DataError
 from shards.formats.chgcar import MAX_POINTS, read_chgcar
-from shards.formats.files import read_text
+from shards.formats.files import files_below, read_text, refusal, stamp
 from shards.formats.packed import codec
 from shards.formats.structure import MAX_ATOMS, MAX_BYTES, parse_structure
 from shards.formats.vasprun import Vasprun, read_vasprun, refuse_negative
 from shards.sources.base import SOURCES, Item, RawDos, Record, Source
-from shards.sources.images import stamp
 from shards.sources.pymatgen_json import number_array, parse_dos
 from shards.sources.structures import structure_record
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 256_000_000
 PLAIN_KINDS = ("CHGCAR", "CONTCAR", "POSCAR")
+READ = "CHGCAR, vasprun.xml, CONTCAR, POSCAR and dos.json"
 DOS_STEMS = {"", "dos", "complete_dos"}
 LABELS = Literal["band_gap_ev", "energy_ev_per_atom", "is_metal"]
 
@@ -82,17 +81,16 @@ class VaspSource(Source):
         if not self.path.is_dir():
             raise DataError("there is no such folder", where=self.path, do="check the path")
         groups: dict[str, list[str]] = {}
-        for place, folders, files in os.walk(self.path):
-            folders.sort()
-            inside = Path(place).relative_to(self.path).as_posix()
-            for name in sorted(files):
-                known = classify(name)
-                if known is None or (inside != "." and known[0] == "dos" and known[1] not in DOS_STEMS):
-                    continue
-                id = inside if inside != "." else known[1] or self.path.resolve().name
-                groups.setdefault(id, []).append(name if inside == "." else f"{inside}/{name}")
+        for name in files_below(self.path):
+            inside, _, bare = name.rpartition("/")
+            known = classify(bare)
+            if known is None or (inside and known[0] == "dos" and known[1] not in DOS_STEMS):
+                continue
+            groups.setdefault(inside or known[1] or self.path.resolve().name, []).append(name)
         if not groups:
-            raise DataError("the folder holds no output of VASP", where=self.path, do="CHGCAR, vasprun.xml, POSCAR")
+            raise DataError(
+                "the folder holds no output of VASP", where=self.path, do=f"check the path: {READ} are read"
+            )
         for id, names in groups.items():
             if len({Path(name).parent for name in names}) > 1:
                 raise DataError(f"'{id}' is the id of loose files and of a folder", where=self.path, do="rename one")
@@ -150,6 +148,9 @@ class VaspSource(Source):
                     do="keep the one that counts, or give each its own folder",
                 )
             files[kind] = chosen[0]
+            why = refusal(files[kind], self.path)
+            if why:
+                raise DataError("the file is not read", where=files[kind], why=why, do="put a copy in its place")
         return files
 
     def _wants(self, part: str, structures: Mapping[str, Structure | None]) -> bool:

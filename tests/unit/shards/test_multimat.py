@@ -284,6 +284,13 @@ def test_graphs_are_let_through_only_where_they_are_asked_for(folder: Path) -> N
         load_pt(folder / "crystal_potnet.pt")
 
 
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    for read in (load_npz, load_pt):
+        with pytest.raises(DataError, match="no regular file"):
+            read(tmp_path / "x.npz")
+
+
 def test_every_truncation_of_a_pt_file_is_detected(folder: Path) -> None:
     path = folder / "dos_allmpids.pt"
     whole = path.read_bytes()

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
 import re
 import shutil
@@ -449,3 +450,17 @@ def test_items_are_cheap_stable_and_know_changes(tmp_path: Path, dft: Path, lif:
     write_chgcar(tmp_path / "mp-1" / "CHGCAR", grid((5, 4, 4)), cell=lif)
     assert [item.stamp for item in made.items()] != [item.stamp for item in items]
     assert made.read(items[0]).charge_density.shape == (5, 4, 4)
+
+
+def test_pipes_and_links_that_lead_out_are_quarantined(tmp_path: Path) -> None:
+    """A pipe would be waited for without end, and a parser's message would quote what a link leads to."""
+    (tmp_path / "secret").write_text("SECRET\n" * 20)
+    for name in ("pipe", "link"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "runs" / "pipe" / "CHGCAR")
+    (tmp_path / "runs" / "link" / "POSCAR").symlink_to(tmp_path / "secret")
+    made = source({"kind": "vasp", "path": str(tmp_path / "runs")})
+    for item, reason in zip(made.items(), ["leads out of the folder", "no regular file"], strict=True):
+        with pytest.raises(DataError, match=reason) as caught:
+            made.read(item)
+        assert "SECRET" not in str(caught.value)

@@ -189,6 +189,13 @@ def test_problems_of_the_whole_source(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(DataError, match="archive cannot be read"):
         load(tmp_path / "x.zip")
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(DataError, match="no regular file"):
+        load(tmp_path / "pipe.zip")
+    for name in ("t.csv.gz", "t.parquet"):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match="with the source 'table'"):
+            load(tmp_path / name)
     with pytest.raises(ConfigError, match="did you mean 'labels'"):
         source({"kind": "structures", "path": "x", "label": {}})
 
