@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,8 @@ def open_rows(path: Path, *, delimiter: str | None = None) -> Rows:
         status = path.stat()
     except OSError as error:
         raise DataError(f"the table cannot be read: {error.strerror}", where=path, do="check the path") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("the table is no regular file", where=path, do="check the path")
     if path.suffix == ".parquet":
         return _parquet(path, status.st_size, status.st_mtime_ns)
     kind = Path(path.stem if codec(path.name) else path.name).suffix
@@ -119,7 +122,8 @@ def number(cell: Any, decimal: str = ".") -> float | None:
     if isinstance(cell, str):
         text = cell.strip().replace("−", "-")
         if decimal != ".":
-            text = text.replace(decimal, ".")
+            # a point there divides thousands, where it is no slip: it is never taken for the decimal sign
+            text = text.replace(".", " ").replace(decimal, ".")
         cell = float(text) if NUMBER.fullmatch(text) else None
     elif isinstance(cell, bool) or not isinstance(cell, (int, float, Decimal)):
         return None

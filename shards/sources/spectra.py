@@ -10,7 +10,7 @@ import numpy as np
 from shards.errors import DataError
 
 MAX_BYTES = 20_000_000
-SEPARATORS = re.compile(r"[\s,;]+")
+SEPARATORS = re.compile(r"\s*[,;]\s*|\s+")
 COMMENTS = ("#", "'", "%", "//")
 
 
@@ -20,7 +20,8 @@ def read_spectrum(path: Path) -> np.ndarray:
     Parameters
     ----------
     path : Path
-        Each row is an abscissa and an intensity, separated by white space, a comma or a semicolon; further columns (an
+        Each row is an abscissa and an intensity, separated by white space, a comma or a semicolon (one of
+        them all along a row: ``10,5 200`` is no row, since its comma may be a decimal sign); further columns (an
         error bar) are left out. Empty lines, lines that begin with ``#``, ``'``, ``%`` or ``//``, and the lines above
         the first row of numbers (a header) are skipped.
 
@@ -62,6 +63,8 @@ def read_spectrum(path: Path) -> np.ndarray:
 
 
 def _numbers(line: str) -> list[float] | None:
+    if len({separator.strip() for separator in SEPARATORS.findall(line)}) > 1:
+        return None
     try:
         row = [float(cell) for cell in SEPARATORS.split(line)[:2]]
     except ValueError:

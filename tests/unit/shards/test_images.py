@@ -226,6 +226,8 @@ def test_measured_spectra(tmp_path: Path) -> None:
         ("header\n", "0 rows"),
         ("1 2\n2 nan\n", "NaN"),
         ("1 2\n3\n", "line 2"),
+        ("10,5 200\n11,5 210\n", "0 rows"),
+        ("10,5;200\n11,5;210\n", "0 rows"),
     ]:
         (tmp_path / "b.xy").write_text(text)
         with pytest.raises(DataError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -280,6 +281,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             source({"kind": "table", "path": tmp_path / name}).items()
+    for name in ("pipe.csv", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match="no regular file"):
+            source({"kind": "table", "path": tmp_path / name}).items()
     with gzip.open(tmp_path / "w.csv.gz", "wt") as file:
         file.write("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(1000)))
     with pytest.raises(DataError, match="cannot be read"):
@@ -357,3 +362,14 @@ def test_a_molecule_is_tagged_with_its_scaffold_for_splits(tmp_path: Path) -> No
     assert source.read(hexane).tags["scaffold"] == "acyclic"
     with pytest.raises(DataError):
         source.read(broken)
+
+
+def test_a_point_beside_decimal_commas_divides_no_fraction(tmp_path: Path) -> None:
+    """1.234 is a thousand and more where the decimal sign is a comma, and nobody knows what was meant."""
+    made = table(
+        tmp_path / "t.csv", "id;x\na;1,5\nb;1.234\nc;-2e-3\n", id="id", labels={"x": "x"}, delimiter=";", decimal=","
+    )
+    first, second, third = made.items()
+    assert made.read(first).labels == {"x": 1.5} and made.read(third).labels == {"x": -2e-3}
+    with pytest.raises(DataError, match=r"'1\.234' is no finite number"):
+        made.read(second)
