@@ -22,7 +22,8 @@ TABLE: dict[str, dict[str, float]] = {
     "energy": {"eV": 1, "meV": 1e-3, "Ha": 27.211386245988, "Ry": 13.605693122994, "J": 6.241509074460763e18,
                "kJ": 6.241509074460763e21, "cal": 2.6114473967543830e19, "kcal": 2.6114473967543830e22},
     "length": {"A": 1, "pm": 1e-2, "nm": 10, "um": 1e4, "mm": 1e7, "cm": 1e8, "m": 1e10, "bohr": 0.529177210903},
-    "pressure": {"GPa": 1, "MPa": 1e-3, "kPa": 1e-6, "Pa": 1e-9, "kbar": 0.1, "bar": 1e-4, "atm": 1.01325e-4},
+    "pressure": {"GPa": 1, "MPa": 1e-3, "kPa": 1e-6, "Pa": 1e-9, "kbar": 0.1, "bar": 1e-4, "atm": 1.01325e-4,
+                 "mbar": 1e-7, "Torr": 1.01325e-4 / 760},
     "temperature": {"K": 1, "C": 1},
     "time": {"s": 1, "fs": 1e-15, "ps": 1e-12, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "min": 60, "h": 3600, "day": 86400},
     "voltage": {"V": 1, "kV": 1e3, "mV": 1e-3},
@@ -43,6 +44,7 @@ TABLE: dict[str, dict[str, float]] = {
     "power": {"W": 1, "mW": 1e-3, "kW": 1e3},
     "conductance": {"S": 1, "mS": 1e-3, "uS": 1e-6},
     "resistance": {"Ohm": 1, "kOhm": 1e3},
+    "resistivity": {"Ohm cm": 1e8, "Ohm m": 1e10},
     "magnetic field": {"T": 1, "mT": 1e-3},
     "magnetic moment": {"uB": 1},
     "viscosity": {"mPas": 1, "Pas": 1e3, "cP": 1},
@@ -50,13 +52,17 @@ TABLE: dict[str, dict[str, float]] = {
     "cells": {"cell": 1},
     "formula units": {"fu": 1},
 }  # fmt: skip
+# What a line measures where products of other lines measure it too.
+COMPOSED: dict[str, Dimension] = {"volume": (("length", 3),), "resistivity": (("length", 1), ("resistance", 1))}
 KELVIN_AT_ZERO = {"K": 0.0, "C": 273.15}
 SUFFIXES = {"%": "pct", "M": "molar", "mM": "mmolar"}
 ALIASES = {
     "degC": "C", "oC": "C", "hartree": "Ha", "hour": "h", "hours": "h", "hr": "h", "sec": "s", "minutes": "min",
-    "days": "day", "mass%": "wt%", "w%": "wt%", "degrees": "deg", "atoms": "atom", "f.u.": "fu", "ml": "mL",
+    "days": "day", "mass%": "wt%", "w%": "wt%", "wt.%": "wt%",
+    "at.%": "at%", "mol.%": "mol%", "vol.%": "vol%", "degrees": "deg", "atoms": "atom", "f.u.": "fu", "ml": "mL",
     "ul": "uL", "l": "L", "Angstrom": "A", "angstrom": "A", "ang": "A", "mPa s": "mPas", "mPa*s": "mPas",
-    "Pa s": "Pas", "Pa*s": "Pas", "%RH": "%", "% RH": "%", "RH%": "%", "ohm": "Ohm",
+    "Pa s": "Pas", "Pa*s": "Pas", "Ohm*cm": "Ohm cm", "Ohm*m": "Ohm m",
+    "%RH": "%", "% RH": "%", "RH%": "%", "ohm": "Ohm",
 }  # fmt: skip
 WRITTEN = str.maketrans({"µ": "u", "μ": "u", "Å": "A", "\u212b": "A", "Ω": "Ohm", "℃": "C", "·": "*", "⋅": "*",
                          "−": "-", "⁻": "-", "¹": "1", "²": "2", "³": "3", "⁴": "4"})  # fmt: skip
@@ -94,7 +100,7 @@ def convert(value: float, source: Unit, target: Unit) -> float:
 def _by_symbol() -> dict[str, list[Unit]]:
     units: dict[str, list[Unit]] = {}
     for measured, line in TABLE.items():
-        dimension = (("length", 3),) if measured == "volume" else ((measured, 1),)
+        dimension = COMPOSED.get(measured, ((measured, 1),))
         for symbol, factor in line.items():
             offset = KELVIN_AT_ZERO.get(symbol, 0.0) if measured == "temperature" else 0.0
             units.setdefault(symbol, []).append(Unit(symbol, dimension, factor, offset))
@@ -310,5 +316,5 @@ def _as_suffix(unit: Unit) -> str:
     """Write a unit as the suffix of a name."""
     above = [part for part in unit.symbol.split(" ") if "^-" not in part]
     below = [part.replace("^-1", "").replace("^-", "") for part in unit.symbol.split(" ") if "^-" in part]
-    words = ["".join(above), *(["per", *below] if below else [])]
+    words = ["_".join(above), *(["per", *below] if below else [])]
     return "_".join(SUFFIXES.get(w, w.lower().replace("%", "_pct").replace("^", "")) for w in words if w)

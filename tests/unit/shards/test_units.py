@@ -7,7 +7,7 @@ import math
 import pytest
 
 from shards.errors import ConfigError
-from shards.units import header_unit, parse_unit, scale, suffix_unit
+from shards.units import SYMBOLS, Unit, header_unit, parse_unit, scale, suffix_unit
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ def test_headers_give_their_unit(header: str, unit: str) -> None:
         ("gap_ev_per_atom", "E (eV/atom)"),
         ("density_g_per_cm3", "ρ (g/cm³)"),
         ("density_g_per_cm3", "ρ (g/mL)"),
+        ("resistivity_ohm_cm", "ρ (Ω·cm)"),
+        ("nickel_at_pct", "Ni (at.%)"),
         ("shift_per_cm", "shift [cm^-1]"),
         ("k_w_per_m_k", "k (W m^-1 K^-1)"),
         ("lattice_a_nm", "a (nm)"),
@@ -126,3 +128,12 @@ def test_unknown_units_are_none(text: str) -> None:
 @pytest.mark.parametrize("name", ["n", "ev", "per", "a_per", "a_per_per_b", "a__b", "", "_", "solvent"])
 def test_names_without_a_unit(name: str) -> None:
     assert suffix_unit(name) == []
+
+
+@pytest.mark.parametrize("unit", [unit for units in SYMBOLS.values() for unit in units], ids=lambda unit: unit.symbol)
+def test_a_suffix_that_is_suggested_is_understood(unit: Unit) -> None:
+    """Another unit may share the suffix (``a``), but the one that was meant is among them."""
+    with pytest.raises(ConfigError, match="has a unit") as caught:
+        scale("value", f"value ({unit.symbol})")
+    suggested = str(caught.value).rpartition("such as '")[2].rstrip("'")
+    assert (unit.dimension, unit.factor) in [(found.dimension, found.factor) for found in suffix_unit(suggested)]
