@@ -14,7 +14,7 @@ CHUNK = 1 << 18
 BLANKS = re.compile(r"[ \t\r\n]*")
 DELIMITERS = frozenset(" \t\r\n,:]}")
 # Keys of one structure, and of what pymatgen and the Materials Project write around one.
-KEYS_OF_ONE = {"structure", "lattice", "sites", "properties", "parameters", "data"}
+KEYS_OF_ONE = {"structure", "lattice", "sites", "properties", "parameters", "data", "builder_meta"}
 # Keys beside the rows of an ASE database.
 ASE_EXTRAS = {"ids", "nextid", "metadata"}
 

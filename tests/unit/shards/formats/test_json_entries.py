@@ -52,6 +52,7 @@ def test_entries_lie_where_they_are_said_to(found, ascii_only, indent, chunk) ->
         {"structure": {"lattice": {}}, "material_id": "mp-1"},
         {"@module": "pymatgen.core", "lattice": {}},
         {"material_id": "mp-1", "structure": {}},
+        {"builder_meta": {"emmet_version": "0.84"}, "nsites": 2, "structure": {}},
     ],
 )
 def test_one_structure_has_no_entries(one: dict) -> None:
