@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Split(Strict):
 
 
 class OverlayOf(Strict):
-    """The data set that an overlay adds modalities to: its name, and the sha256 of its manifest."""
+    """The data set that an overlay adds modalities to: its name, and its `Manifest.content_sha256`."""
 
     name: str
     sha256: str
@@ -84,6 +85,11 @@ class Manifest(Strict):
     libraries: dict[str, str] = {}
     source: dict[str, Any] = {}
     overlay_of: OverlayOf | None = None
+
+    @property
+    def content_sha256(self) -> str:
+        """Identity of the samples, whatever splits stand beside them: a hash of the hashes of all shards."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self.shards).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """Return a split by name, or raise `DataError` with a suggestion."""

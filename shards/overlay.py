@@ -52,7 +52,7 @@ class OverlayPlan:
                 do="give the new one another name",
             )
         self.base = base.select([])
-        self.overlay_of = OverlayOf(name=base.manifest.name, sha256=base.sha256)
+        self.overlay_of = OverlayOf(name=base.manifest.name, sha256=base.manifest.content_sha256)
 
     def reduced(self, sample: Sample) -> Sample:
         """Return a sample without the labels and tags that the base holds of it, and in the base's group.
@@ -89,11 +89,11 @@ def rows_of(base: Layer, overlay: Layer) -> np.ndarray:
         Where ``overlay`` was made for another data set, or holds an id that ``base`` lacks.
     """
     made_for = overlay.manifest.overlay_of
-    if made_for is not None and made_for.sha256 != base.manifest_sha256:
+    if made_for is not None and made_for.sha256 != base.manifest.content_sha256:
         raise DataError(
             f"the overlay '{overlay.manifest.name}' was made for another data set than '{base.manifest.name}'",
             where=overlay.store.location,
-            why=f"'{made_for.name}', whose manifest has sha256 {made_for.sha256}, not {base.manifest_sha256}",
+            why=f"'{made_for.name}', whose shards have sha256 {made_for.sha256}, not {base.manifest.content_sha256}",
             do="build the overlay again",
         )
     rows = np.full(len(base.ids), -1, np.int64)

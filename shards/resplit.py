@@ -20,7 +20,7 @@ def add_split(folder: Path, name: str, plan: SplitPlan) -> Split:
     """Divide the samples of a data set and publish it anew, its shards linked and not rewritten.
 
     A crash leaves the data set as it was. The manifest, and so the data set's digest, becomes another
-    one: overlays and checkpoints that name the old digest no longer fit.
+    one: a checkpoint that names the old digest is not resumed. Overlays still fit.
 
     Parameters
     ----------

@@ -158,7 +158,7 @@ def test_an_id_that_the_base_lacks_is_named(toy_folder: Path, tmp_path: Path) ->
 def test_an_overlay_of_another_base_is_refused(toy: Dataset, toy_folder: Path, tmp_path: Path) -> None:
     foreign = OverlayOf(name="other", sha256="0" * 64)
     layer = publish(tmp_path / "layer", further(toy), overlay_of=foreign)
-    with pytest.raises(DataError, match=r"made for another data set than 'toy'(.|\n)*0000(.|\n)*" + toy.sha256):
+    with pytest.raises(DataError, match=r"made for another data set than 'toy'(.|\n)*0000(.|\n)*" + toy.manifest.content_sha256):
         Dataset(toy_folder, overlays=[layer])
 
 
@@ -196,8 +196,24 @@ def test_the_plan_leaves_to_the_base_what_it_holds(toy: Dataset) -> None:
     reduced = plan.reduced(whole)
     assert (reduced.labels, reduced.tags, reduced.group) == ({"score": 1.0}, {"beamline": "P02"}, held.group)
     assert reduced.text == whole.text
-    assert plan.overlay_of == OverlayOf(name="toy", sha256=toy.sha256)
+    assert plan.overlay_of == OverlayOf(name="toy", sha256=toy.manifest.content_sha256)
     with pytest.raises(DataError, match="differs from that of the base"):
         plan.reduced(Sample(id=held.id, labels={"gap_ev": held.labels["gap_ev"] + 1}))
     with pytest.raises(DataError, match="no sample 'unheard'"):
         plan.reduced(Sample(id="unheard"))
+
+
+def test_an_overlay_fits_after_a_split_was_added_to_its_base(tmp_path: Path) -> None:
+    from shards.build import build
+    from shards.resplit import add_split
+    from shards.splits import SplitPlan
+    from tests.synthetic import FEATURES, build_toy, records
+
+    base = tmp_path / "base"
+    build_toy(base, count=30)
+    build(records(10), {"later": FEATURES["a"]}, tmp_path / "later", name="later", overlay_of=str(base))
+    add_split(base, "random", SplitPlan(by="id"))
+    assert Dataset(base, overlays=(tmp_path / "later",)).presence("later").sum() == 10
+    build_toy(base, count=31)
+    with pytest.raises(DataError, match="another data set"):
+        Dataset(base, overlays=(tmp_path / "later",))
