@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from shards.build_recipe import BuildRecipe
 
 
 def shards_build(
@@ -46,7 +49,9 @@ def shards_build(
         "samples": manifest.samples,
         "shards": len(manifest.shards),
         "bytes": sum(entry.bytes for entry in manifest.shards),
+        "coverage": manifest.coverage,
         "quarantined": manifest.quarantined,
+        "join": _unmatched(recipe),
         "reused": state.reused if state else 0,
         "seconds": round(seconds, 1),
         "records_per_second": round(fresh / seconds, 1),
@@ -58,5 +63,22 @@ def shards_build(
         f"{out}: {report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB, "  # type: ignore[operator]
         f"{seconds:.1f} s, {report['records_per_second']} records/s, {report['reused']} reused of an earlier try"
     )
+    typer.echo("coverage: " + ", ".join(f"{name} {count}" for name, count in manifest.coverage.items()))
+    for side, count in (report["join"] or {}).items():  # type: ignore[attr-defined]
+        typer.echo(f"join: {count} {side.replace('_', ' ')}")
     for row in grouped_reasons(manifest.quarantined)[:10]:
         typer.echo(f"quarantined {row['count']}: {row['reason']} (first: {row['example']})")
+
+
+def _unmatched(recipe: BuildRecipe) -> dict[str, int] | None:
+    """Count the ids that one side of a join has and the other lacks."""
+    from shards.sources.join import JoinedSource
+
+    records = recipe.opened()
+    if not isinstance(records, JoinedSource):
+        return None
+    unmatched = records.unmatched()
+    return {
+        "records_without_row": len(unmatched.without_row),
+        "rows_without_record": len(unmatched.without_record),
+    }

@@ -93,8 +93,8 @@ def build(
     Raises
     ------
     DataError
-        Where more than ``max_quarantined`` of the records were refused, no sample is left, two records have
-        one id, another process is building the same folder, or the disk is full.
+        Where more than ``max_quarantined`` of the records were refused, no sample or none with one of the
+        modalities is left, two records have one id, another process is building the same folder, or the disk is full.
     """
     plans = dict(splits or {})
     if isinstance(source, Source):
@@ -262,6 +262,13 @@ class _Tally:
         coverage: Counter[str] = Counter()
         for report in self.reports:
             coverage.update(report.coverage)
+        for modality in features:
+            if not coverage[modality]:
+                raise DataError(
+                    f"no record has the modality '{modality}'",
+                    why="the source gives nothing that its feature step is made of",
+                    do="leave the modality out, or check what the source is told to read",
+                )
         return Manifest(
             name=name,
             modalities={modality: feature.spec(modality) for modality, feature in features.items()},
@@ -281,7 +288,7 @@ class _Tally:
         raise DataError(
             f"{self.quarantined} of {self.total or self.done} records were refused, more than {self.limit:.0%}",
             where=example[0],
-            why=example[1],
+            why="; ".join(line.strip() for line in example[1].splitlines()),
             do="mend the source, or allow more by max_quarantined",
         )
 

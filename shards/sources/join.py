@@ -103,11 +103,11 @@ class JoinedSource(Source):
 
     def read(self, item: Item) -> Record:
         """Read one record and what the table knows of it."""
-        own, row = item.ref
-        record = self.source.read(Item(id=item.id, ref=own))
+        (own, own_stamp), row = item.ref
+        record = self.source.read(Item(id=item.id, ref=own, stamp=own_stamp))
         if row is None:
             return record
-        added = self.table.read(Item(id=item.id, ref=row))
+        added = self.table.read(Item(id=item.id, ref=row[0], stamp=row[1]))
         given: dict[str, Any] = {
             name: {**getattr(record, name), **getattr(added, name)} for name in ("columns", "arrays", "labels", "tags")
         }
@@ -120,4 +120,5 @@ class JoinedSource(Source):
 
 def _both(item: Item, row: Item | None) -> Item:
     stamp = f"{item.stamp}+{row.stamp}" if row else item.stamp
-    return Item(id=item.id, ref=[item.ref, row.ref if row else None], stamp=stamp)
+    # a source may hold a record's stamp against its file when it reads it
+    return Item(id=item.id, ref=[[item.ref, item.stamp], [row.ref, row.stamp] if row else None], stamp=stamp)

@@ -82,3 +82,10 @@ def test_a_split_by_group_is_not_fooled_by_a_tag_of_that_name(tmp_path: Path) ->
 def test_a_split_by_a_tag_that_is_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="space_group"):
         build(records(9), FEATURES, tmp_path / "set", name="x", splits={"s": SplitPlan(by="space_group")})
+
+
+def test_a_modality_that_no_record_has_is_refused(tmp_path: Path) -> None:
+    source = [replace(record, text=None) for record in records(30)]
+    with pytest.raises(DataError, match="no record has the modality 'text'"):
+        build(source, FEATURES, tmp_path / "set", name="x")
+    assert not (tmp_path / "set").exists()
