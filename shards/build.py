@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -70,14 +71,10 @@ def build(
 
     Parameters
     ----------
-    source : Source, or iterable of Record
-        Where the records come from. An iterable is read once, in order, and cannot be resumed.
-    features : mapping of str to Feature
-        Modality name to the step that computes it.
-    out, name : Path, str
-        Target folder (an earlier data set is replaced when the new one is complete), and name.
-    splits : mapping of str to SplitPlan, optional
-        Divisions to store.
+    source, features : Source or iterable of Record, mapping of str to Feature
+        Where the records come from (an iterable is read once and cannot be resumed), and the step of each modality.
+    out, name, splits : Path, str, mapping of str to SplitPlan
+        Target folder (an earlier data set is replaced when the new one is complete), name, divisions to store.
     overlay_of : str, optional
         The data set that this one adds modalities to: it holds some of its ids, and of their labels and tags
         only what the other lacks.
@@ -85,10 +82,8 @@ def build(
         Local processes, or the address of a Dask scheduler; see `shards.executors.compute`.
     shard_samples, shard_bytes : int
         Records a shard; bytes after which it is continued in another file.
-    max_quarantined : float
-        Share of records that may be refused before the build stops.
-    progress : callable, optional
-        Called after each shard.
+    max_quarantined, progress : float, callable
+        Share of records that may be refused before the build stops; what is called after each shard.
 
     Raises
     ------
@@ -99,27 +94,17 @@ def build(
     plans = dict(splits or {})
     if isinstance(source, Source):
         features = {modality: feature.fitted(source) for modality, feature in features.items()}
-    base = overlay_of if overlay_of is None or is_url(overlay_of) else str(Path(overlay_of).resolve())
-    overlay = None if base is None else OverlayPlan(Dataset(base), features).overlay_of
     works = _listed(source) if isinstance(source, Source) else source
     tally = _Tally(max_quarantined, total=len(works) if isinstance(works, list) else None)
     with _stage(out) as (stage, tries):
-        template = Chunk(
-            number=0,
-            tries=tries,
-            features=features,
-            source=source if isinstance(source, Source) else None,
-            shard_bytes=shard_bytes,
-            with_prototype=any(plan.by == "prototype" for plan in plans.values()),
-            base=base,
-            overlay_of=overlay,
-            settings=_settings(source, features, overlay),
-        )
+        with_prototype = any(plan.by == "prototype" for plan in plans.values())
+        common = {"tries": tries, "shard_bytes": shard_bytes, "with_prototype": with_prototype}
+        template = _template(source, features, overlay_of, **common)
         for report, reused in _reports(_chunks(template, works, shard_samples), stage, workers, scheduler):
             tally.add(report, reused=reused)
             if progress is not None:
                 progress(tally.progress)
-        manifest = tally.manifest(name, source, features, plans).model_copy(update={"overlay_of": overlay})
+        manifest = tally.manifest(name, source, features, plans).model_copy(update={"overlay_of": template.overlay_of})
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
         _keep_only(stage, manifest)
     return manifest
@@ -167,6 +152,23 @@ def _refuse_twins(ids: Iterable[str]) -> None:
     if twins:
         shown = ", ".join(map(repr, twins[:5]))
         raise DataError(f"{len(twins)} times, records have the same id", where=shown, do="make the ids unique")
+
+
+def _template(
+    source: Source | Iterable[Record], features: Mapping[str, Feature], overlay_of: str | None, **common: Any
+) -> Chunk:
+    """Return a chunk without records: what all chunks of a build have in common."""
+    base = overlay_of if overlay_of is None or is_url(overlay_of) else str(Path(overlay_of).resolve())
+    overlay = None if base is None else OverlayPlan(Dataset(base), features).overlay_of
+    return Chunk(
+        number=0,
+        features=features,
+        source=source if isinstance(source, Source) else None,
+        base=base,
+        overlay_of=overlay,
+        settings=_settings(source, features, overlay),
+        **common,
+    )
 
 
 def _settings(source: Source | Iterable[Record], features: Mapping[str, Feature], overlay_of: OverlayOf | None) -> str:

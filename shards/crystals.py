@@ -302,13 +302,18 @@ def crystal_arrays(
         "edge_index": np.stack([edges.neighbour, edges.centre]).astype(np.int32),
         "edge_vector": edges.vector.astype(np.float32),
     }
-    if potentials:
-        from shards.potentials import lattice_sums
+    return arrays | _pair_arrays(lattice, positions) if potentials else arrays
 
-        atoms = np.arange(len(positions), dtype=np.int32)
-        arrays["pair_index"] = np.stack([np.tile(atoms, len(atoms)), np.repeat(atoms, len(atoms))])
-        arrays["potentials"] = lattice_sums(lattice, positions).reshape(-1, 3).astype(np.float32)
-    return arrays
+
+def _pair_arrays(lattice: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the lattice sums of every ordered pair of atoms, and the atoms of each pair."""
+    from shards.potentials import lattice_sums
+
+    atoms = np.arange(len(positions), dtype=np.int32)
+    return {
+        "pair_index": np.stack([np.tile(atoms, len(atoms)), np.repeat(atoms, len(atoms))]),
+        "potentials": lattice_sums(lattice, positions).reshape(-1, 3).astype(np.float32),
+    }
 
 
 def _check_distances(edges: Neighbours, cell: Structure, where: object) -> None:

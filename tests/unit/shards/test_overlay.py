@@ -158,7 +158,8 @@ def test_an_id_that_the_base_lacks_is_named(toy_folder: Path, tmp_path: Path) ->
 def test_an_overlay_of_another_base_is_refused(toy: Dataset, toy_folder: Path, tmp_path: Path) -> None:
     foreign = OverlayOf(name="other", sha256="0" * 64)
     layer = publish(tmp_path / "layer", further(toy), overlay_of=foreign)
-    with pytest.raises(DataError, match=r"made for another data set than 'toy'(.|\n)*0000(.|\n)*" + toy.manifest.content_sha256):
+    made_for = r"made for another data set than 'toy'(.|\n)*0000(.|\n)*" + toy.manifest.content_sha256
+    with pytest.raises(DataError, match=made_for):
         Dataset(toy_folder, overlays=[layer])
 
 
