@@ -2,6 +2,10 @@
 
 Ganose and Jain, MRS Communications 9, 874 (2019). A description takes from a second to minutes, so each is
 written into the cache once: ``MATLOOM_CACHE/robocrys``, 1 kB a crystal, free to be deleted.
+
+robocrystallographer lists some things in the order of a set of strings ("corner and edge-sharing"), which
+differs from process to process. So crystals are described in helper processes whose hashes are fixed,
+and the same crystal has the same text in every build.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 SECONDS = 30.0
-FORMAT = "robocrys-1"
+FORMAT = "robocrys-2"
 
 
 class _OutOfTime(BaseException):
@@ -100,10 +105,12 @@ def cached(structure: Structure, seconds: float) -> dict[str, str]:
     """Return ``text``, ``outcome`` and ``reason`` of a description, from the cache or into it.
 
     Any number of processes may ask at once: a file of the cache is written at once or not at all, and one that
-    is damaged is written anew.
+    is damaged is written anew. That a helper died is not kept: want of memory or a kill may have been the cause.
     """
     from shards.locate import cache_folder
 
+    if not structure.is_ordered:
+        return {"text": "", "outcome": "failure", "reason": "a site holds several elements"}
     plain = _plain(structure)
     key = xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, _version(), version("pymatgen"), seconds, plain]).encode())
     path = cache_folder() / "robocrys" / key[:2] / f"{key}.json"
@@ -111,13 +118,17 @@ def cached(structure: Structure, seconds: float) -> dict[str, str]:
         found = json.loads(path.read_text())
         if found["key"] == key:
             return found
-    found = {"key": key, **_described(plain, seconds)}
-    _write(path, json.dumps(found))
-    return found
+    answer = _helper().ask(plain, seconds)
+    if answer is None:
+        return {"text": "", "outcome": "timeout", "reason": "the process that described it died or hung"}
+    _write(path, json.dumps({"key": key, **answer}))
+    return answer
 
 
 def describe(plain: dict[str, Any], seconds: float) -> dict[str, str]:
     """Describe one cell: with guessed oxidation states, and if that fails or takes too long, without.
+
+    Which of two words comes first depends on the process's ``PYTHONHASHSEED``; `cached` fixes it.
 
     Parameters
     ----------
@@ -136,8 +147,8 @@ def describe(plain: dict[str, Any], seconds: float) -> dict[str, str]:
     condenser, describer = _robocrys()
     outcome, reason = "failure", ""
     for guess in (True, False):
-        structure = Structure(Lattice(plain["cell"]), plain["species"], plain["frac"])
         try:
+            structure = Structure(Lattice(plain["cell"]), plain["species"], plain["frac"])
             with warnings.catch_warnings(), time_limit(seconds):
                 warnings.simplefilter("ignore")
                 if guess:
@@ -181,32 +192,31 @@ def _disarm(before: Any) -> None:
 
 
 def _plain(structure: Structure) -> dict[str, Any]:
-    """Return a structure as lists of numbers and symbols, without charges."""
+    """Return an ordered structure as lists of numbers and symbols, without charges."""
     return {
         "cell": np.asarray(structure.lattice.matrix).tolist(),
-        "species": [site.species.elements[0].symbol if site.is_ordered else str(site.species) for site in structure],
+        "species": [site.species.elements[0].symbol for site in structure],
         "frac": np.asarray(structure.frac_coords).tolist(),
     }
 
 
-def _described(plain: dict[str, Any], seconds: float) -> dict[str, str]:
-    """Describe here in a main thread, and in a process of its own anywhere else."""
-    if threading.current_thread() is threading.main_thread():
-        return describe(plain, seconds)
-    return _helper().ask(plain, seconds)
-
-
 class _Helper:
-    """A process that describes in its main thread; one a thread that asks."""
+    """A process that describes; one a thread that asks."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, plain: dict[str, Any], seconds: float) -> dict[str, str]:
-        """Describe one cell; a process that dies or hangs costs that cell its text."""
+    def ask(self, plain: dict[str, Any], seconds: float) -> dict[str, str] | None:
+        """Return what `describe` says of one cell, None where the process dies or hangs over it."""
         if self.process is None or self.process.poll() is not None:
             command = [sys.executable, "-m", "shards.features.robocrys"]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONHASHSEED": "0"},
+            )
         assert self.process.stdin is not None and self.process.stdout is not None
         # the limit is the process's own; this one is for code that no signal interrupts
         watch = threading.Timer(20 * seconds + 300, self.process.kill)
@@ -216,12 +226,21 @@ class _Helper:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-            return {"text": "", "outcome": "timeout", "reason": "the process that described it died or hung"}
+            self.end()
+            return None
+        except BaseException:
+            # whoever asks next must not get the answer to this question
+            self.end()
+            raise
         finally:
             watch.cancel()
+
+    def end(self) -> None:
+        """Kill the process; the next question starts another."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
 
 _helpers = threading.local()
@@ -260,11 +279,22 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Answer each line of standard input, a cell and a limit, by a line with its description."""
+    """Answer each line of standard input, a cell and a limit, by a line with its description, until it ends."""
+    # Ctrl-C is for whoever asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    questions = queue.SimpleQueue[str]()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            questions.put(line)
+        # nobody is left who would read an answer, even if one is under way
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
     # what libraries print must not stand between the answers
     answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        plain, seconds = json.loads(line)
+    while True:
+        plain, seconds = json.loads(questions.get())
         answers.write(json.dumps(describe(plain, seconds)) + "\n")
         answers.flush()
 

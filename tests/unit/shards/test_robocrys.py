@@ -36,8 +36,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    """The description of CsCl, made once: importing robocrystallographer takes seconds."""
-    return robocrys.describe(robocrys._plain(CSCL), 60.0)["text"]
+    """The description of CsCl; the helper that made it serves all tests, as its start takes ten seconds."""
+    answer = robocrys._helper().ask(robocrys._plain(CSCL), 60.0)
+    assert answer is not None
+    return answer["text"]
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
@@ -57,7 +59,13 @@ def test_a_description_is_written_once(text: str, cache: Path, monkeypatch: pyte
     charged = CSCL.copy()
     charged.add_oxidation_state_by_element({"Cs": 1, "Cl": -1})
     computed = []
-    monkeypatch.setattr(robocrys, "describe", lambda *_: computed.append(1) or {"text": "again", "outcome": "guessed"})
+
+    class Counting:
+        def ask(self, *_: object) -> dict[str, str]:
+            computed.append(1)
+            return {"text": "again", "outcome": "guessed"}
+
+    monkeypatch.setattr(robocrys, "_helper", Counting)
     # the same atoms, whatever they are decorated with
     assert step(record()) == step(record(charged)) == text and not computed
     moved = CSCL.copy()
@@ -79,17 +87,15 @@ def test_what_takes_too_long_is_absent_or_quarantined(text: str, caplog: pytest.
     assert caught.value.where == "CsCl" and "absent" in str(caught.value)
 
 
-def test_what_cannot_be_described_is_quarantined_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    from robocrys import StructureCondenser
-
-    def fail(*_: object) -> None:
-        raise IndexError("no bonds")
-
-    monkeypatch.setattr(StructureCondenser, "condense_structure", fail)
-    with pytest.raises(DataError, match="cannot be described") as caught:
-        feature({"step": "robocrys"})(record())
-    assert "no bonds" in str(caught.value)
-    assert feature({"step": "robocrys", "on_failure": "absent"})(record()) is None
+def test_what_cannot_be_described_is_quarantined_or_absent(text: str) -> None:
+    dummy = record(Structure(CSCL.lattice, ["Cs", "X"], CSCL.frac_coords))
+    mixed = record(Structure(CSCL.lattice, ["Cs", {"Cl": 0.5, "Br": 0.5}], CSCL.frac_coords))
+    for broken, reason in ((dummy, "AttributeError"), (mixed, "several elements")):
+        with pytest.raises(DataError, match="cannot be described") as caught:
+            feature({"step": "robocrys"})(broken)
+        assert reason in str(caught.value)
+        assert feature({"step": "robocrys", "on_failure": "absent"})(broken) is None
+    assert robocrys._helper().ask(robocrys._plain(CSCL), 60.0) is not None
 
 
 def test_the_limit_of_time_cannot_be_caught_in_passing() -> None:
@@ -142,6 +148,46 @@ def in_thread(call) -> list:
     return found
 
 
+def test_hashes_of_the_helper_are_fixed(text: str) -> None:
+    process = robocrys._helper().process
+    assert process is not None
+    assert b"PYTHONHASHSEED=0" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_text_is_the_same_whatever_the_hashes_of_the_build(seed: str, tmp_path: Path) -> None:
+    code = """if True:
+        from shards.features import feature
+        from shards.sources.base import Record
+        from shards.sources.embedded import embedded_records
+        found = next(found for found in embedded_records() if found.id == "BaCl2_fluorite")
+        print(feature({"step": "robocrys"})(Record(id="x", structure=found.structure)))
+    """
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    # the two words come from a set of strings
+    assert "a mixture of corner and edge-sharing ClBa4 tetrahedra" in done.stdout
+
+
+def test_an_answer_that_nobody_waited_for_is_never_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = robocrys._Helper()
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen(["/bin/sleep", "100"], **options))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            helper.ask(robocrys._plain(CSCL), 60.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert helper.process is None
+
+
 @pytest.mark.slow
 def test_in_a_thread_a_process_describes(text: str) -> None:
     def call() -> list:
@@ -161,11 +207,12 @@ def test_in_a_thread_a_process_describes(text: str) -> None:
     assert in_thread(call) == [[text, None, text, True]]
 
 
-def test_a_helper_that_dies_over_a_crystal_costs_its_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_helper_that_dies_over_a_crystal_costs_its_text(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     step = feature({"step": "robocrys", "on_timeout": "quarantine"})
     (error,) = in_thread(lambda: step(record()))
     assert isinstance(error, DataError) and "died or hung" in str(error)
+    assert not cache.exists(), "what may pass was kept"
 
 
 @pytest.mark.slow
