@@ -103,8 +103,9 @@ def _walk(file: int, length: int, path: Path, max_members: int) -> Iterator[Memb
             override = None
             if kind in FILE:
                 yield Member(name, offset, size)
-            elif kind != FOLDER:
-                what = REFUSED.get(kind, f"of an unknown kind {kind!r}")
+            elif kind != FOLDER or size:
+                # readers differ in whether they skip what follows a folder
+                what = "a folder with content" if kind == FOLDER else REFUSED.get(kind, f"of an unknown kind {kind!r}")
                 raise DataError(f"the member '{name}' is {what}", where=path, do="pack plain files")
         offset += -(-size // BLOCK) * BLOCK
     if override is not None:

@@ -74,7 +74,7 @@ class WebdatasetSource(Source):
         ``.safetensors``), or a table of JSON fields (see `JsonFields`). Images of an ending with ``*``
         (``"*.png"``) are taken in the order of the tar.
     ignore : tuple of str
-        Endings that are left unread, as patterns of a shell.
+        Endings, or names of members, that are left unread, as patterns of a shell.
     key_split : str
         Where a name is divided into key and ending: at the ``first`` dot (webdataset's rule), at the ``last``,
         before the longest ending of ``members``, or where a regular expression with groups ``key`` and
@@ -161,7 +161,10 @@ class WebdatasetSource(Source):
     def _tars(self) -> list[Path]:
         """Return the tars in order of their names."""
         path = Path(self.path)
-        found = sorted(path.glob("*.tar")) if path.is_dir() else [Path(name) for name in sorted(glob.glob(self.path))]
+        if path.is_dir():
+            found = sorted(path.glob("*.tar"))
+        else:
+            found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(self.path))]
         if not found:
             raise DataError("there is no tar", where=self.path, do="give a tar, a folder of them or a pattern")
         return found
@@ -173,6 +176,8 @@ class WebdatasetSource(Source):
         endings: set[str] = set()
         checked: set[str] = set()
         for member in walk(path, max_members=self.max_members):
+            if self._ignored(member.name):
+                continue
             key, ending = self._split(member, path)
             if key != current:
                 if parts:
@@ -189,11 +194,12 @@ class WebdatasetSource(Source):
             if ending in endings:
                 raise DataError("a member is there twice", where=f"{path}: {member.name}", do="pack again")
             endings.add(ending)
-            if ending not in checked and not self._ignored(ending, member.name):
+            if self._ignored(ending):
+                continue
+            if ending not in checked:
                 self._check_ending(ending, f"{path}: {member.name}")
                 checked.add(ending)
-            if not self.ignore or not self._ignored(ending, member.name):
-                parts.append([ending, member.offset, member.size])
+            parts.append([ending, member.offset, member.size])
         if parts:
             yield current, parts
 
@@ -220,8 +226,8 @@ class WebdatasetSource(Source):
             )
         return f"{folder}{slash}{key}", ending
 
-    def _ignored(self, ending: str, name: str) -> bool:
-        return any(fnmatchcase(ending, pattern) or fnmatchcase(name, pattern) for pattern in self.ignore)
+    def _ignored(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.ignore)
 
     def _check_ending(self, ending: str, where: str) -> None:
         if _pickled(ending):
@@ -384,7 +390,7 @@ def _value(value: Any, where: str, group: str) -> float | str | None:
         return str(value)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         if group == "columns" and isinstance(value, str):
             return value
         raise DataError(f"'{str(value)[:60]}' is no number", where=where) from None
