@@ -132,7 +132,7 @@ class MaterialsProjectSource(Source):
 
 def _ids(given: Any, file: str) -> tuple[str, ...]:
     """Return the materials that are asked for by id, each once, in order."""
-    ids = [given] if isinstance(given, str) else list(given)
+    ids = list(given) if isinstance(given, list | tuple) else [given]
     if file:
         try:
             lines = Path(file).read_text().splitlines()
@@ -195,9 +195,12 @@ def _labels(summary: Mapping[str, Any], paths: Mapping[str, str], where: str) ->
         value = lookup(summary, path)
         if value is None:
             continue
-        if not isinstance(value, int | float):
-            raise DataError(f"the field '{path}' is no number: {str(value)[:60]}", where=where)
-        labels[label] = float(value)
+        try:
+            if not isinstance(value, int | float):
+                raise TypeError
+            labels[label] = float(value)
+        except (TypeError, OverflowError):
+            raise DataError(f"the field '{path}' is no number: {str(value)[:60]}", where=where) from None
     return labels
 
 

@@ -91,9 +91,13 @@ class Bucket:
         part = target.with_name(target.name + ".partial")
         try:
             info = self.files.info(source)
+            if (info.get("size") or 0) > limit:
+                raise DataError(f"an object has more than {limit >> 20} MB", where=source)
             self.files.get_file(source, str(part))
         except FileNotFoundError:
             return None
+        except DataError:
+            raise
         except Exception as error:  # every file system of fsspec has errors of its own
             if isinstance(error, PermissionError) or getattr(error, "status", None) in (400, 401, 403):
                 raise DataError("the bucket refuses an object", where=source, why=repr(error)[:300]) from None

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
-from types import TracebackType
 from typing import Any, TypeVar
 
 from shards.errors import ConfigError, DataError
@@ -91,12 +90,8 @@ class MaterialsApi:
         )
         self.db_version = str(self._rester.db_version)
 
-    def __enter__(self) -> MaterialsApi:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections."""
         self._rester.session.close()
 
     def summaries(self, query: Mapping[str, Any], fields: Iterable[str], *, page: int, size: int) -> list[dict]:

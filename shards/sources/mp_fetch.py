@@ -119,8 +119,9 @@ class State:
         """Count one entry."""
         kind = entry["kind"]
         if kind == "question":
-            # also begins a listing anew, when the database changed under the one before
-            self.question, self.db_version, self.pages = entry["question"], entry["db_version"], []
+            # also begins a listing anew, when the database changed under the one before: what that lacked is asked anew
+            self.question, self.db_version = entry["question"], entry["db_version"]
+            self.pages, self.tasks, self.missing = [], {}, {}
         elif kind == "page":
             self.pages.append(dict(entry))
         elif kind == "tasks":
@@ -186,8 +187,11 @@ def download(plan: Plan, progress: Callable[[str], None] = report) -> State:
                 do="name another folder",
             )
         job = _Job(plan, ledger, state, progress)
-        job.list_documents()
-        job.fetch_objects()
+        try:
+            job.list_documents()
+            job.fetch_objects()
+        finally:
+            job.close()
         _write_missing(plan.folder / MISSING, state)
     return state
 
@@ -205,6 +209,11 @@ class _Job:
         if self._api is None:
             self._api = MaterialsApi(attempts=self.plan.attempts, pause_s=self.plan.pause_s)
         return self._api
+
+    def close(self) -> None:
+        """Close the connections to the API, where there are any."""
+        if self._api is not None:
+            self._api.close()
 
     def done(self, entry: dict[str, Any]) -> None:
         """Write an entry to disk and count it."""

@@ -83,7 +83,7 @@ def parse_dos(table: Any, *, atoms: int | None, where: object = None) -> RawDos:
         if energy.ndim != 1 or energy.shape != states.shape or not count:
             raise ValueError(f"energies {energy.shape}, states {states.shape}, {count} atoms")
         zero = _zero(energy, states, fermi)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError("the JSON holds no density of states of pymatgen", where=where, why=repr(error)[:200]) from None
     return RawDos(energy_ev=energy, states_per_ev=states, zero_ev=zero, atoms=count)
 
@@ -96,7 +96,7 @@ def _zero(energy: np.ndarray, states: np.ndarray, fermi: float) -> float:
     try:
         conduction, valence = Dos(fermi, energy, {Spin.up: states}).get_cbm_vbm()
     except (IndexError, ValueError):
-        # there is no edge to be found where the states vanish nowhere on one side of the Fermi energy
+        # pymatgen looks for an edge where there is none: the Fermi energy of a metal is an energy of the grid
         return fermi
     return float(valence) if conduction > valence else fermi
 
@@ -122,7 +122,7 @@ def parse_chgcar(table: Any, *, where: object = None) -> np.ndarray:
         volume = abs(np.linalg.det(lattice))
         if total.ndim != 3 or lattice.shape != (3, 3) or not volume > 0:
             raise ValueError(f"grid {total.shape}, lattice {lattice.shape}, volume {volume}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError("the JSON holds no charge density of pymatgen", where=where, why=repr(error)[:200]) from None
     return total / volume
 

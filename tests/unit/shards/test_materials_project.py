@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import multiprocessing
 import signal
 import socket
 import subprocess
@@ -28,6 +28,24 @@ from shards.sources.pymatgen_json import document, parse_chgcar, parse_dos, read
 from tests.mp_server import KEY, MaterialsProject, packed, serving
 
 ALL = ["structure", "dos", "charge_density"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas() -> Iterator[None]:
+    """The client makes the JSON schema of its documents anew for each question, which is most of its time."""
+    from mp_api.client.core import BaseRester
+
+    known: dict[type, list[str]] = {}
+    made = BaseRester.available_fields.fget
+
+    def available_fields(rester: BaseRester) -> list[str]:
+        if type(rester) not in known:
+            known[type(rester)] = made(rester)
+        return list(known[type(rester)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseRester, "available_fields", property(available_fields))
+        yield
 
 
 @pytest.fixture
@@ -225,19 +243,16 @@ def test_encoded_objects_stay_packed(project: MaterialsProject, url: str, tmp_pa
     assert (tmp_path / "dos" / "mp-2000.json.gz").read_bytes() == project.objects["dos/mp-2000.json.gz"]
 
 
-SCRIPT = (
-    "import json, sys; from shards.sources import source; print(len(list(source(json.loads(sys.argv[1])).items())))"
-)
-
-
 def test_a_killed_download_goes_on_where_it_was(project: MaterialsProject, url: str, tmp_path: Path) -> None:
     made = table(url, tmp_path, connections=1)
     project.hold_after = 7
-    command = [sys.executable, "-c", SCRIPT, json.dumps(made)]
-    with subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL) as process:
-        assert project.holding.wait(60)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    # forked, as a start would import the client again
+    process = multiprocessing.get_context("fork").Process(target=source(made).items, daemon=True)
+    process.start()
+    assert project.holding.wait(60)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     project.hold_after = None
     project.released.set()
     done = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
@@ -261,15 +276,19 @@ def test_a_database_that_changes_begins_the_listing_anew(
     from mp_api.client import MPRester
 
     monkeypatch.setattr("shards.sources.mp_fetch.PAGE", 2)
+    structure, project.summaries["mp-101"]["structure"] = project.summaries["mp-101"]["structure"], None
     # the client itself asks four times where the answer says when to
     project.faults["/materials/summary/"] = ["", *["503"] * 8]
     with pytest.raises(DataError, match="attempts failed"):
         source(table(url, tmp_path, attempts=2, include=["structure"])).items()
     project.db_version = "2026.01.01"
     del project.summaries["mp-100"]
+    project.summaries["mp-101"]["structure"] = structure
     MPRester._get_heartbeat_info.cache_clear()
     items = list(source(table(url, tmp_path, include=["structure"])).items())
     assert [item.id for item in items] == [f"mp-{100 + n}" for n in range(1, 5)]
+    # what the database before lacked is not missing in this one
+    assert (tmp_path / "missing.csv").read_text() == "material_id,modality,reason\n"
 
 
 def test_another_query_needs_another_folder(url: str, tmp_path: Path) -> None:
@@ -303,8 +322,9 @@ def test_a_refused_key_or_query_is_a_config_error(url: str, tmp_path: Path, monk
         source(table(url, tmp_path, query={"chemsis": "Cl-Na"})).items()
     with pytest.raises(ConfigError, match="refuses this query"):
         source(table(url, tmp_path / "b", labels={"x": "no_such_field"})).items()
-    with pytest.raises(ConfigError, match="no material id"):
-        source(table(url, tmp_path, query={"material_ids": ["../../etc"]})).items()
+    for wrong in (["../../etc"], 5):
+        with pytest.raises(ConfigError, match="no material id"):
+            source(table(url, tmp_path, query={"material_ids": wrong})).items()
     for key in ("w" * 32, "short"):
         monkeypatch.setenv("MP_API_KEY", key)
         with pytest.raises(ConfigError, match="API key") as caught:
@@ -325,6 +345,12 @@ def test_an_object_that_is_a_bomb_is_refused(
     project.objects["dos/mp-2000.json.gz"] = packed("0" * (2 << 20))
     with pytest.raises(DataError, match="unpacks to more than 1 MB"):
         source(table(url, tmp_path, include=["dos"])).items()
+    monkeypatch.setitem(MAX_UNPACKED, "dos", 1 << 10)
+    project.objects["dos/mp-2000.json.gz"] = bytes(2000)
+    project.requests.clear()
+    with pytest.raises(DataError, match="has more than 0 MB"):
+        source(table(url, tmp_path, include=["dos"])).items()
+    assert "GET /bucket/dos/mp-2000.json.gz" not in objects(project), "it was fetched"
 
 
 @pytest.fixture(scope="module")
@@ -416,10 +442,23 @@ def test_json_of_pymatgen_is_numbers_only(tmp_path: Path, project: MaterialsProj
     dos = document(read_json(path))
     dos["structure"] = {"@module": "os", "@class": "system", "sites": [1, 2]}
     assert parse_dos(dos, atoms=None).atoms == 2
-    for change in ({"energies": [1, "x"]}, {"densities": {}}, {"efermi": None}, {"densities": {"1": [1.0]}}):
+    for change in (
+        {"energies": [1, "x"]},
+        {"densities": {}},
+        {"efermi": None},
+        {"efermi": 10**400},
+        {"densities": {"1": [1.0]}},
+    ):
         with pytest.raises(DataError, match="no density of states"):
             parse_dos({**dos, **change}, atoms=None)
-    for wrong in (None, [], {"data": {"total": [[1]]}}, {"data": {"total": {"data": "x"}}, "poscar": {}}):
+    cell = {"structure": {"lattice": {"matrix": np.eye(3).tolist()}}}
+    for wrong in (
+        None,
+        [],
+        {"data": {"total": [[1]]}},
+        {"data": {"total": {"data": "x"}}, "poscar": {}},
+        {"data": {"total": [[[10**400]]]}, "poscar": cell},
+    ):
         with pytest.raises(DataError, match="no charge density"):
             parse_chgcar(wrong)
     with pytest.raises(DataError, match="unpacks to more than 0 MB"):
@@ -427,6 +466,19 @@ def test_json_of_pymatgen_is_numbers_only(tmp_path: Path, project: MaterialsProj
     path.write_bytes(b"[" * 100_000)
     with pytest.raises(DataError, match="no valid JSON"):
         read_json(path)
+
+
+def test_a_metal_whose_fermi_energy_is_on_the_grid_counts_from_it() -> None:
+    from pymatgen.electronic_structure.core import Spin
+    from pymatgen.electronic_structure.dos import Dos
+
+    energy = np.linspace(-5, 5, 101)
+    for fermi in energy[1:-1]:
+        states = 1 + (energy - 1) ** 2
+        table = {"energies": energy.tolist(), "densities": {"1": states.tolist()}, "efermi": float(fermi)}
+        with pytest.raises(ValueError, match="range"):
+            Dos(float(fermi), energy, {Spin.up: states}).get_interpolated_gap()
+        assert parse_dos(table, atoms=1).zero_ev == fermi
 
 
 def test_the_real_density_of_states_of_a_metal_counts_from_its_fermi_energy(shared_data: Path) -> None:
