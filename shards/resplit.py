@@ -12,7 +12,7 @@ from shards.fetch import link_or_copy
 from shards.fingerprint import crystal_modalities, prototype_label, structure_of
 from shards.manifest import MANIFEST, Split
 from shards.reader import Dataset
-from shards.sealed import SEAL, sealing
+from shards.sealed import sealing, verify
 from shards.splits import SampleInfo, SplitPlan, make_split
 
 
@@ -37,18 +37,19 @@ def add_split(folder: Path, name: str, plan: SplitPlan) -> Split:
     Raises
     ------
     DataError
-        Where there is a split of that name, or a sample lacks what the plan goes by.
+        Where there is a split of that name, a sample lacks what the plan goes by, or a file is damaged.
     """
     with alone(folder):
+        # what is damaged must not be sealed anew
+        files = verify(folder, error=DataError)
         dataset = Dataset(folder)
         if name in dataset.manifest.splits:
             raise DataError(f"the data set has a split '{name}' already", where=folder, do="choose another name")
         split = make_split(plan, sample_infos(dataset, plan), _vectors(dataset, plan))
         manifest = dataset.manifest.model_copy(update={"splits": {**dataset.manifest.splits, name: split}})
         with sealing(folder) as stage:
-            for path in folder.iterdir():
-                if path.name not in (MANIFEST, SEAL):
-                    link_or_copy(path, stage / path.name)
+            for name_of_file in sorted(set(files) - {MANIFEST}):
+                link_or_copy(folder / name_of_file, stage / name_of_file)
             (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     return split
 

@@ -113,6 +113,8 @@ def composition_features(samples: Sequence[SampleInfo]) -> dict[str, np.ndarray]
         except (KeyError, ValueError):
             continue
         shares = np.array(list(amounts.values()))
+        if not 0 < shares.sum() < np.inf:
+            continue
         mean = np.average(rows, axis=0, weights=shares)
         variance = np.average((rows - mean) ** 2, axis=0, weights=shares)
         result[sample.id] = np.concatenate([mean, np.sqrt(variance)])

@@ -65,7 +65,8 @@ class SplitPlan(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> SplitPlan:
         """Refuse shares that are none, and parameters of another kind of division."""
-        if abs(sum(self.fractions.values()) - 1) > 1e-9 or min(self.fractions.values(), default=0) <= 0:
+        # written so that NaN is refused
+        if not (abs(sum(self.fractions.values()) - 1) <= 1e-9 and min(self.fractions.values()) > 0):
             raise ValueError(f"the fractions must be positive and add up to 1, they are {self.fractions}")
         if UNASSIGNED in self.fractions:
             raise ValueError(f"'{UNASSIGNED}' is the part of samples that cannot be divided; it has no share")

@@ -31,7 +31,8 @@ def group_split(groups: Mapping[str, str], *, by: str, fractions: Mapping[str, f
     Split
         Every id once; all ids of a group in one part; each part non-empty.
     """
-    if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) <= 0:
+    # written so that NaN is refused
+    if not (abs(sum(fractions.values()) - 1) <= 1e-9 and min(fractions.values()) > 0):
         raise DataError("the shares of a split must be positive and add up to 1", why=str(dict(fractions)))
     members: dict[str, list[str]] = {}
     for sample_id in sorted(groups):
@@ -89,9 +90,12 @@ def _tag(sample: SampleInfo, by: str) -> str | None:
     if by == "formula":
         return None if formula is None else _composition(formula)[0]
     value = sample.tags.get(by)
-    if value is None and by == "chemical_system" and formula is not None:
-        return _composition(formula)[1]
-    return value
+    if by != "chemical_system":
+        return value
+    if value is None:
+        return None if formula is None else _composition(formula)[1]
+    # tables of two origins may order the elements in two ways
+    return "-".join(sorted(value.split("-")))
 
 
 @lru_cache(maxsize=1 << 18)
@@ -101,6 +105,6 @@ def _composition(formula: str) -> tuple[str, str | None]:
 
     try:
         composition = Composition(formula)
-    except ValueError:
+        return composition.reduced_formula, composition.chemical_system
+    except (ValueError, OverflowError):
         return formula, None
-    return composition.reduced_formula, composition.chemical_system

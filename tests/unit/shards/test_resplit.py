@@ -53,6 +53,20 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
     assert (folder / "manifest.json").read_bytes() == before
 
 
+def test_damage_and_strange_files_are_never_sealed_anew(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="added"):
+        add_split(folder, "random", PLANS["random"])
+    (folder / "notes.txt").unlink()
+    # of the padding at the end, which no digest of a member covers
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"x")
+    with pytest.raises(DataError, match=r"shard-000001\.tar"):
+        add_split(folder, "random", PLANS["random"])
+    assert "random" not in Dataset(folder).manifest.splits
+
+
 def test_clusters_of_a_modality(folder: Path) -> None:
     split = add_split(folder, "a", SplitPlan(by="cluster", features="a", clusters=3, held_out=2))
     dataset = Dataset(folder)

@@ -35,6 +35,7 @@ FORMULAS = [
     "Cu",
     "C",
 ]
+PAIRS = [pair for metal in ("Na", "K", "Mg", "Ca", "Al", "Fe") for pair in ((metal, "Ti"), ("Ti", metal))]
 PLANS = {
     "id": SplitPlan(by="id"),
     "group": SplitPlan(by="group"),
@@ -68,7 +69,14 @@ def test_the_shares_are_met_and_the_seed_matters() -> None:
 
 
 @pytest.mark.parametrize(
-    "fractions", [{"train": 0.5, "val": 0.4}, {"train": 1.0, "val": 0.0}, {"train": 1.5, "val": -0.5}, {}]
+    "fractions",
+    [
+        {"train": 0.5, "val": 0.4},
+        {"train": 1.0, "val": 0.0},
+        {"train": 1.5, "val": -0.5},
+        {"train": float("nan"), "val": 0.5},
+        {},
+    ],
 )
 def test_shares_that_are_none_are_refused(fractions: dict[str, float]) -> None:
     with pytest.raises(DataError):
@@ -141,6 +149,21 @@ def test_formulas_are_reduced_and_systems_follow_from_them() -> None:
     for seed in range(5):
         part_of = where(make_split(SplitPlan(by="chemical_system", seed=seed), polymorphs))
         assert len({part_of[i] for i in ("0", "1", "FeO", "tag")}) == 1
+
+
+def test_a_chemical_system_is_one_in_any_order_of_its_elements() -> None:
+    samples = [SampleInfo(id=f"{i}", tags={"chemical_system": f"{a}-O-{b}"}) for i, (a, b) in enumerate(PAIRS)]
+    for seed in range(5):
+        part_of = where(make_split(SplitPlan(by="chemical_system", seed=seed), samples))
+        assert all(part_of[f"{2 * i}"] == part_of[f"{2 * i + 1}"] for i in range(len(PAIRS) // 2))
+
+
+@pytest.mark.parametrize("formula", ["Na0", "Na1e999", "X", "", "a stone"])
+def test_what_is_no_formula_is_a_text_of_its_own_and_no_point_of_a_cluster(formula: str) -> None:
+    samples = [SampleInfo(id=f"{i}", tags={"formula": name}) for i, name in enumerate([*FORMULAS, formula])]
+    assert sorted(where(make_split(SplitPlan(by="formula"), samples))) == sorted(sample.id for sample in samples)
+    split = make_split(SplitPlan(by="cluster", clusters=2, missing="unassigned"), samples)
+    assert split.ids["unassigned"] == [f"{len(FORMULAS)}"]
 
 
 def test_a_group_that_two_tags_share_ties_them_together() -> None:
