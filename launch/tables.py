@@ -17,9 +17,9 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a rich table of rows with equal keys."""
-    result = Table(title=title, title_justify="left")
+    result = Table(title=escape(title), title_justify="left")
     for name in rows[0]:
-        result.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        result.add_column(escape(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         result.add_row(*[escape(_text(value)) for value in row.values()])
     return result

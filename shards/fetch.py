@@ -85,7 +85,7 @@ def _sealed_files(data: bytes, where: str) -> Files:
         if seal["format"] != FORMAT:
             raise ValueError(f"format {seal['format']!r}, not {FORMAT}")
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in seal["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError("the seal is damaged", where=where, why=repr(error)) from None
     for name in files:
         if not re.fullmatch(FILE_NAME, name):

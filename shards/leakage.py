@@ -101,7 +101,7 @@ def find_leakage(dataset: Dataset, progress: Callable[[int], None] | None = None
             structures[name].append((sample.id, {key: arrays[key].copy() for key in FIELDS}))
         if progress is not None:
             progress(done)
-    for name in set(dataset.modalities) - set(texts):
+    for name in sorted(set(dataset.modalities) - set(texts)):
         digests, present = dataset.digests(name), dataset.presence(name)
         for position in np.flatnonzero(present):
             alike["values"][name, digests[position].tobytes()].append(dataset.ids[position])

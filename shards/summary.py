@@ -194,8 +194,14 @@ def _elements_of_arrays(sample: Sample) -> set[str]:
 
 
 def histogram(values: list[float]) -> dict[str, list[float]]:
-    """Return ``counts`` and ``edges`` (one more) of bins of equal width from the least to the greatest value."""
-    counts, edges = np.histogram(values, bins=BINS if len(set(values)) > 1 else 1)
+    """Return ``counts`` and ``edges`` (one more) of bins of equal width from the least to the greatest value.
+
+    Values that are equal but for rounding, or further apart than a float can say, share one bin.
+    """
+    low, high = min(values), max(values)
+    if not BINS * np.spacing(max(abs(low), abs(high))) < high - low < np.inf:
+        return {"counts": [len(values)], "edges": [low - 0.5, high + 0.5]}
+    counts, edges = np.histogram(values, bins=BINS)
     return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 

@@ -69,6 +69,9 @@ def verify_dataset(folder: Path, progress: Callable[[int], None] | None = None, 
     for name, count in manifest.coverage.items():
         if found.coverage[name] != count:
             raise DataError(f"{found.coverage[name]} samples have '{name}', the manifest says {count}", where=where)
+    unknown = sorted(set(found.labels) - set(manifest.labels))
+    if unknown:
+        raise DataError(f"samples have a label '{unknown[0]}' that the manifest does not name", where=where)
     for name, stats in manifest.labels.items():
         _check_label(name, found.labels.get(name, []), stats, where)
     for name, split in manifest.splits.items():

@@ -74,6 +74,16 @@ def test_inspect_copes_with_a_set_without_labels_texts_or_elements(tmp_path: Pat
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.json", "coverage.csv", "coverage.png"}
 
 
+def test_brackets_in_names_are_printed() -> None:
+    from rich.console import Console
+
+    from launch.tables import table
+
+    with (console := Console(width=100)).capture() as held:
+        console.print(table("split '[red]'", [{"gap [eV]": 1.0, "part": "[b]"}]))
+    assert all(name in held.get() for name in ("split '[red]'", "gap [eV]", "[b]"))
+
+
 def test_inspect_groups_what_was_refused(tmp_path: Path) -> None:
     broken = [Record(id=f"x{i}", tags={"broken": "a"}) for i in range(3)]
     build([*records(9), *broken], FEATURES, tmp_path / "set", name="x", max_quarantined=0.5)

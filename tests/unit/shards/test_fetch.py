@@ -123,7 +123,10 @@ def test_a_seal_that_names_foreign_places_is_refused(toy_folder: Path, tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["deep"] and sorted(os.listdir(tmp_path / "deep")) == ["forged"]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "\xff", '{"format": "x", "files": {}}'])
+BAD_SIZE = '{"format": "matloom-seal-1", "files": {"a.tar": {"bytes": 1e999, "sha256": ""}}}'
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "\xff", '{"format": "x", "files": {}}', "[" * 100_000, BAD_SIZE])
 def test_a_seal_of_another_form_is_refused(toy_folder: Path, tmp_path: Path, text: str) -> None:
     forged = shutil.copytree(toy_folder, tmp_path / "forged")
     (forged / SEAL).write_text(text)

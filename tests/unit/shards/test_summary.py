@@ -106,6 +106,9 @@ def test_histograms_count_every_value_once() -> None:
     for low, high, count in zip(bars["edges"], bars["edges"][1:-1], bars["counts"], strict=False):
         assert count == sum(low <= value < high for value in values)
     assert histogram([3.0, 3.0])["counts"] == [2]
+    for values in ([1.0, 1.0 + 2.3e-16], [1e16, 1e16 + 2], [-1.7e308, 1.7e308]):
+        bars = histogram(values)
+        assert bars["counts"] == [2] and bars["edges"][0] <= values[0] < values[1] <= bars["edges"][1]
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:

@@ -53,6 +53,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda m: m["labels"].update(x_ev={"count": 1, "mean": 0, "std": 0, "min": 0, "max": 0}),
         "0 samples have label 'x_ev'",
     ),
+    "label that it does not name": (lambda m: m["labels"].pop("gap_ev"), "a label 'gap_ev' that the manifest does not"),
     "id in two parts": (lambda m: move(m, copy=True), "stands twice in split 'chemical_system'"),
     "id in no part": (
         lambda m: m["splits"]["chemical_system"]["ids"]["val"].pop(),
