@@ -117,7 +117,7 @@ def shards_split(
         list[str], typer.Option("--set", metavar="A=B", help="Parameter of the split, for example label=band_gap_ev.")
     ] = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Add a split to a data set; its shards are linked, not rewritten, but its digest changes."""
+    """Add a split to a data set; its shards are linked, not rewritten, and overlays of it still fit."""
     from shards.recipes import apply_overrides, parse
     from shards.resplit import add_split
     from shards.splits import SplitPlan

@@ -59,7 +59,8 @@ def fetch_dataset(
         room, or another process writes ``out``.
     """
     patience = patience or Patience()
-    origin = open_origin(str(place) if is_url(place) else Path(place).resolve().as_uri(), patience)
+    # not as_uri, whose %XX fsspec would take for characters of the name
+    origin = open_origin(str(place) if is_url(place) else f"file://{Path(place).resolve()}", patience)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         fetcher = Fetcher(origin, patience)

@@ -37,6 +37,12 @@ def test_a_folder_is_copied_and_sealed_as_it_is(toy_folder: Path, tmp_path: Path
     assert fetch_dataset(toy_folder.resolve().as_uri(), tmp_path / "copy") == manifest
 
 
+def test_folders_may_have_any_name(toy_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(toy_folder, tmp_path / "a#b %20" / "däta")
+    fetch_dataset(source, tmp_path / "c #?%41")
+    assert equal(source, tmp_path / "c #?%41")
+
+
 def test_a_server_that_fails_in_every_way_is_copied_from(toy_folder: Path, tmp_path: Path) -> None:
     counts: dict[str, int] = {}
     for seed in range(3):
