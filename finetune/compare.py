@@ -256,8 +256,8 @@ class Comparison:
 
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
-        seen = set(self.export.metrics["data_sha256"].split("+"))
-        if seen & set(self.dataset.sha256.split("+")) and self.export.recipe.data.split != self.recipe.split:
+        seen = set(self.export.metrics["data_contents"])
+        if seen & set(self.dataset.contents) and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(
                 f"the model was pretrained on split '{self.export.recipe.data.split}' of this data set",
                 where="split",

@@ -6,7 +6,7 @@ This is what the registry holds and what others load; an engine checkpoint is fo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,12 @@ def write_export(
     step: int,
     data_name: str,
     data_sha256: str,
+    data_contents: Sequence[str],
     validation: list[Row],
 ) -> None:
     """Write a sealed export; one at ``folder`` is replaced when the new one is complete."""
-    metrics = {"step": step, "data": data_name, "data_sha256": data_sha256, "validation": validation}
+    data = {"data": data_name, "data_sha256": data_sha256, "data_contents": list(data_contents)}
+    metrics = {"step": step, **data, "validation": validation}
     with sealing(folder) as stage:
         safetensors.torch.save_file(contiguous(model.state_dict()), stage / WEIGHTS)
         write_json(stage / RECIPE, recipe.resolved())

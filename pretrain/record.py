@@ -41,6 +41,7 @@ class Recorder:
     def __init__(self, recipe: Recipe, out: Path, dataset: Dataset | Mixture, *, world: int, enabled: bool) -> None:
         self.recipe, self.out, self.enabled = recipe, out, enabled
         self.data = {"data": dataset.name, "data_sha256": dataset.sha256}
+        self.contents = dataset.contents
         parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
         self.tracker = Tracker(recipe.tracking.experiment, recipe.name, parameters, enabled=enabled)
 
@@ -86,6 +87,7 @@ class Recorder:
             step=step,
             data_name=self.data["data"],
             data_sha256=self.data["data_sha256"],
+            data_contents=self.contents,
             validation=validation,
         )
         write_json(self.out / VALIDATION, validation)

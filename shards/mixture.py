@@ -71,6 +71,7 @@ class Mixture:
         self.name = "+".join(names)
         self.location = " + ".join(member.dataset.location for member in members)
         self.sha256 = "+".join(member.dataset.sha256 for member in members)
+        self.contents = tuple(content for member in members for content in member.dataset.contents)
         self.ids = [f"{member.name}/{sample_id}" for member in members for sample_id in member.dataset.ids]
         self.shard_sizes = [size for member in members for size in member.dataset.shard_sizes]
         self.starts = [0, *itertools.accumulate(len(member.dataset) for member in members)]

@@ -50,6 +50,8 @@ class Dataset:
         Identity of what is read: the sha256 of the manifest, joined by + to those of the overlays.
     name : str
         Name of the data set.
+    contents : tuple of str
+        Identity of the samples of each layer, whatever splits stand beside them.
     manifest : Manifest
         What the data set holds, overlays included; its shards are those of ``folder``.
     modalities : dict of str to ModalitySpec
@@ -72,6 +74,7 @@ class Dataset:
         self.folder, self.location = self._base.store.folder, self._base.store.location
         hashes = [layer.manifest_sha256 for layer in (self._base, *others)]
         self.sha256 = "+".join(hashes)
+        self.contents = tuple(layer.manifest.content_sha256 for layer in (self._base, *others))
         self.manifest: Manifest = merged_manifest(self._base, others) if others else self._base.manifest
         self.name = self.manifest.name
         self.ids = self._base.ids

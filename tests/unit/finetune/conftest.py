@@ -49,7 +49,17 @@ def export_folder(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path, re
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("export") / "model"
     model = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(folder, model, recipe, fitted, step=1, data_name="toy", data_sha256="0" * 64, validation=[])
+    write_export(
+        folder,
+        model,
+        recipe,
+        fitted,
+        step=1,
+        data_name="toy",
+        data_sha256="0" * 64,
+        data_contents=dataset.contents,
+        validation=[],
+    )
     return folder
 
 

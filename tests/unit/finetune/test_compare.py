@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig
 from shards.errors import ConfigError, DataError
+from shards.resplit import add_split
+from shards.splits import SplitPlan
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
@@ -69,3 +72,13 @@ def test_another_schema_is_refused_naming_the_difference(
     synthetic.build_toy(tmp_path / "other")
     with pytest.raises(DataError, match=r"'b\.feature' is .*0\.1.*expected .*0\.3"):
         Comparison(recipe(export_folder, tmp_path / "other"), tmp_path)
+
+
+def test_a_split_that_was_added_after_pretraining_is_not_tested_on(
+    export_folder: Path, toy_folder: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(toy_folder, tmp_path / "toy"))
+    add_split(data, "later", SplitPlan(by="id"))
+    Comparison(recipe(export_folder, data), tmp_path / "out")
+    with pytest.raises(ConfigError, match="pretrained on split 'chemical_system'"):
+        Comparison(recipe(export_folder, data, split="later"), tmp_path / "out")

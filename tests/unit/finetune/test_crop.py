@@ -52,7 +52,7 @@ def exported(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.manual_seed(0)
     model = MultimodalModel(recipe, dataset.modalities, fitted)
     folder = tmp_path_factory.mktemp("export") / "model"
-    write_export(folder, model, recipe, fitted, step=1, data_name="x", data_sha256="0", validation=[])
+    write_export(folder, model, recipe, fitted, step=1, data_name="x", data_sha256="0", data_contents=[], validation=[])
     return folder
 
 
