@@ -33,6 +33,11 @@ SET = re.compile(r"(\w+)\.(\d+)(\.partial)?")
 DISK_BLOCK = 4096
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be built or fetched again: ``MATLOOM_CACHE``, or ``~/.cache/matloom``."""
+    return Path(os.environ.get("MATLOOM_CACHE", Path.home() / ".cache" / "matloom"))
+
+
 class NoRoomError(Exception):
     """The cache is full of what is in use."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +10,13 @@ from filelock import FileLock
 
 from shards.build import Progress, library_versions
 from shards.build_recipe import embedded_recipe, run_build
+from shards.cache import cache_folder
 from shards.embedded import names
 from shards.errors import DataError, suggest
 from shards.manifest import FORMAT, MANIFEST, Manifest
 from shards.store import is_url
 
 EMBEDDED = "embedded:"
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be built or fetched again: ``MATLOOM_CACHE``, or ``~/.cache/matloom``."""
-    return Path(os.environ.get("MATLOOM_CACHE", Path.home() / ".cache" / "matloom"))
 
 
 def build_embedded(

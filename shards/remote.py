@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.cache import NodeCache, NoRoomError, on_disk
+from shards.cache import NodeCache, NoRoomError, cache_folder, on_disk
 from shards.errors import ConfigError, DataError
 from shards.fetching import Fetcher, Patience, open_origin
 from shards.manifest import MANIFEST, ShardEntry, parse_manifest
@@ -88,8 +88,6 @@ class RemoteStore:
     """
 
     def __init__(self, url: str, options: RemoteOptions | None = None) -> None:
-        from shards.locate import cache_folder
-
         options = options or RemoteOptions()
         origin = open_origin(url, options.patience)
         self.location = origin.location

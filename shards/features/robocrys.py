@@ -107,7 +107,7 @@ def cached(structure: Structure, seconds: float) -> dict[str, str]:
     Any number of processes may ask at once: a file of the cache is written at once or not at all, and one that
     is damaged is written anew. That a helper died is not kept: want of memory or a kill may have been the cause.
     """
-    from shards.locate import cache_folder
+    from shards.cache import cache_folder
 
     if not structure.is_ordered:
         return {"text": "", "outcome": "failure", "reason": "a site holds several elements"}
