@@ -108,7 +108,7 @@ class Survey:
         return {
             "groups": self.groups,
             "histograms": {name: histogram(values) for name, values in sorted(self.labels.items())},
-            "elements": dict(self.elements.most_common()),
+            "elements": dict(sorted(self.elements.items(), key=lambda pair: (-pair[1], pair[0]))),
             "without_elements": self.without_elements,
             "tags": {
                 name: {"known": counts.total(), "different": len(counts), "most": dict(counts.most_common(5))}
