@@ -277,7 +277,7 @@ class _Tally:
             shards=[entry for report in self.reports for entry in report.entries],
             samples=len(samples),
             coverage={modality: coverage[modality] for modality in features},
-            labels=_label_statistics(samples),
+            labels=label_statistics(samples),
             splits={key: make_split(plan, samples) for key, plan in plans.items()},
             quarantined=dict(pair for report in self.reports for pair in report.quarantined),
             libraries=library_versions(),
@@ -295,7 +295,8 @@ class _Tally:
         )
 
 
-def _label_statistics(samples: Iterable[SampleInfo]) -> dict[str, LabelStats]:
+def label_statistics(samples: Iterable[SampleInfo]) -> dict[str, LabelStats]:
+    """Return what the manifest says of each label that some sample has."""
     values: dict[str, list[float]] = {}
     for sample in samples:
         for label, value in sample.labels.items():

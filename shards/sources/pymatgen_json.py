@@ -6,9 +6,7 @@ text, and nothing in it says what is run.
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from shards.errors import DataError
+from shards.formats.files import read_text
 from shards.sources.base import RawDos
 
 MAX_BYTES = 4 << 30
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Return the value in a JSON file, which may be packed by gzip.
+    """Return the value in a JSON file, which may be packed.
 
     Raises
     ------
@@ -30,16 +29,11 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
         For a file that is missing, damaged, no JSON, or larger than ``max_bytes`` when unpacked.
     """
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(max_bytes + 1)
-        value = json.loads(data) if len(data) <= max_bytes else None
-    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+        return json.loads(read_text(path, max_bytes))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError("the file is no valid JSON", where=path, why=repr(error)[:200]) from None
-    if len(data) > max_bytes:
-        raise DataError(f"the file unpacks to more than {max_bytes >> 20} MB", where=path)
-    return value
 
 
 def document(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import multiprocessing
 import signal
@@ -461,11 +462,16 @@ def test_json_of_pymatgen_is_numbers_only(tmp_path: Path, project: MaterialsProj
     ):
         with pytest.raises(DataError, match="no charge density"):
             parse_chgcar(wrong)
-    with pytest.raises(DataError, match="unpacks to more than 0 MB"):
+    with pytest.raises(DataError, match="more than 0 MB"):
         read_json(path, max_bytes=100)
-    path.write_bytes(b"[" * 100_000)
+    bomb = path.with_name("bomb.json.gz")
+    bomb.write_bytes(gzip.compress(b" " * (64 << 20)))
+    with pytest.raises(DataError, match=r"unpacks to|more than"):
+        read_json(bomb)
+    deep = path.with_name("deep.json")
+    deep.write_bytes(b"[" * 100_000)
     with pytest.raises(DataError, match="no valid JSON"):
-        read_json(path)
+        read_json(deep)
 
 
 def test_a_metal_whose_fermi_energy_is_on_the_grid_counts_from_it() -> None:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shards.batch import collate
+from shards.build import label_statistics
 from shards.codecs import decode_arrays, decode_json, unescape
 from shards.errors import DataError
 from shards.manifest import MANIFEST, Manifest, parse_manifest
 from shards.reader import Dataset
 from shards.schema import FieldSpec, ModalitySpec, Sample
 from shards.sealed import SEAL, sealing
+from shards.splits import SampleInfo
 from shards.verify import verify_dataset
 from shards.writer import ShardWriter
 from tests.synthetic import GRAPH_FIELDS, build_toy, graph
@@ -38,8 +40,9 @@ def publish(folder: Path, samples: list[Sample], shard_samples: int = 3) -> Data
         writer = ShardWriter(stage, SPECS, shard_samples=shard_samples)
         for sample in samples:
             writer.write(sample)
+        labels = label_statistics(SampleInfo(id=s.id, group=s.group, tags=s.tags, labels=s.labels) for s in samples)
         manifest = Manifest(
-            name="t", modalities=SPECS, shards=writer.close(), samples=len(samples), coverage={}, labels={}
+            name="t", modalities=SPECS, shards=writer.close(), samples=len(samples), coverage={}, labels=labels
         )
         (stage / MANIFEST).write_text(manifest.model_dump_json())
     return Dataset(folder)
