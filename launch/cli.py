@@ -210,13 +210,21 @@ def config_show(config: Config, set_: Set = []) -> None:  # noqa: B006
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """Print the JSON schema of recipes, and the options of every encoder and objective."""
+    """Print the JSON schema of recipes, and the options of every plug-in that they may name."""
     from pretrain.config import Recipe
     from pretrain.encoders.base import ENCODERS
     from pretrain.objectives.base import OBJECTIVES
+    from shards.build_recipe import BuildRecipe
+    from shards.features import FEATURES
+    from shards.orders import ORDERS
+    from shards.sources import SOURCES
 
     tables = {
+        "build recipe": BuildRecipe.model_json_schema(),
+        "sources": {kind: SOURCES.get(kind).model_json_schema() for kind in SOURCES.kinds()},
+        "feature steps": {step: FEATURES.get(step).model_json_schema() for step in FEATURES.kinds()},
         "recipe": Recipe.model_json_schema(),
+        "orders": {kind: ORDERS.get(kind).model_json_schema() for kind in ORDERS.kinds()},
         "encoders": {kind: ENCODERS.get(kind).Config.model_json_schema() for kind in ENCODERS.kinds()},
         "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
     }

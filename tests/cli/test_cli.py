@@ -60,6 +60,9 @@ def test_config_schema_lists_plugins() -> None:
     schema = json.loads(matloom("config", "schema"))
     assert {"potnet", "cgcnn", "spectrum_transformer", "resnext3d", "text", "xrd"} <= set(schema["encoders"])
     assert set(schema["objectives"]) == {"anchored", "all_pairs"}
+    assert {"structures", "table", "vasp"} <= set(schema["sources"])
+    assert {"crystal", "dos", "image", "molecule"} <= set(schema["feature steps"])
+    assert "difficulty" in schema["orders"]["curriculum"]["properties"]
 
 
 def test_dry_run_prints_the_launchers_command() -> None:
