@@ -116,5 +116,5 @@ def _limit(packed: int, max_bytes: int) -> int:
 
 def _too_large(limit: int, where: str) -> DataError:
     return DataError(
-        f"the member unpacks to more than {limit >> 20} MB", where=where, do="raise max_member_bytes if it is meant so"
+        f"the member unpacks to more than {limit >> 20} MB", where=where, do="raise max_sample_bytes if it is meant so"
     )

@@ -1,8 +1,7 @@
 """Shards of other projects in the WebDataset format: indexed and checked, then read by offset.
 
-The format is a tar whose members ``<key>.<ending>`` lie together by key. What an ending means is
-said by the recipe; an ending that it does not name is refused, and one that could carry a pickle is
-never opened by any recipe.
+The format is a tar whose members ``<key>.<ending>`` lie together by key. What an ending means is said by the recipe;
+an ending that it does not name is refused, and one that could carry a pickle is never opened by any recipe.
 """
 
 from __future__ import annotations
@@ -76,17 +75,16 @@ class WebdatasetSource(Source):
     ignore : tuple of str
         Endings, or names of members, that are left unread, as patterns of a shell.
     key_split : str
-        Where a name is divided into key and ending: at the ``first`` dot (webdataset's rule), at the ``last``,
-        before the longest ending of ``members``, or where a regular expression with groups ``key`` and
-        ``ending`` says so.
+        Where a name is divided into key and ending: at the ``first`` dot (webdataset's rule), at the ``last``, before
+        the longest ending of ``members``, or where a regular expression with groups ``key`` and ``ending`` says so.
     ids : str
         Whether the id is the ``key``, or ``shard`` and key where keys repeat from tar to tar.
     dos_per : str
         Whether states are per ``cell`` (which needs a structure) or per ``atom``.
     dos_zero_ev : float
         Energy, on the members' scale, that becomes 0 eV.
-    max_atoms, max_members, max_member_bytes : int
-        Larger structures are quarantined; tars with more members and larger members are refused.
+    max_atoms, max_members, max_sample_bytes : int
+        Larger structures and samples (all members, unpacked) are quarantined; tars with more members are refused.
     """
 
     kind: Literal["webdataset"] = "webdataset"
@@ -99,7 +97,7 @@ class WebdatasetSource(Source):
     dos_zero_ev: float = 0.0
     max_atoms: int = Field(1000, ge=1)
     max_members: int = Field(50_000, ge=1)
-    max_member_bytes: int = Field(128 << 20, ge=1)
+    max_sample_bytes: int = Field(128 << 20, ge=1)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -145,16 +143,14 @@ class WebdatasetSource(Source):
 
     def read(self, item: Item) -> Record:
         """Read one sample's members."""
-        parts = _Parts(self)
+        parts = _Parts(self, room=self.max_sample_bytes)
         for ending, offset, size in item.ref["parts"]:
             where = f"{item.ref['tar']}: {item.id}.{ending}"
-            if size > self.max_member_bytes:
-                raise DataError(
-                    f"a member has {size / 1e6:.0f} MB", where=where, do="raise max_member_bytes if it is meant so"
-                )
+            parts.spend(size, where)
             data = read_member(Path(item.ref["tar"]), offset, size)
             if ending.endswith(".gz"):
-                data = gunzip(data, where=where, max_bytes=self.max_member_bytes)
+                data = gunzip(data, where=where, max_bytes=parts.room)
+                parts.spend(len(data), where)
             parts.take(ending.removesuffix(".gz"), self._target(ending), data, where)
         return parts.record(item.id)
 
@@ -263,11 +259,18 @@ class _Parts:
     """What the members of one sample held so far."""
 
     source: WebdatasetSource
+    room: int
     values: dict[str, Any] = field(default_factory=dict)
     images: list[np.ndarray] = field(default_factory=list)
     named: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"labels": {}, "tags": {}, "columns": {}, "arrays": {}}
     )
+
+    def spend(self, size: int, where: str) -> None:
+        """Count bytes of the sample; raise `DataError` where it has more than it may."""
+        self.room -= size
+        if self.room < 0:
+            raise DataError("the sample is too large", where=where, do="raise max_sample_bytes if it is meant so")
 
     def take(self, ending: str, target: str | JsonFields | None, data: bytes, where: str) -> None:
         """Decode one member."""
@@ -301,7 +304,8 @@ class _Parts:
         if last == "npy":
             found = {name or group: parse_npy(data, where=where)}
         elif last == "npz":
-            found = parse_npz(data, where=where, max_bytes=self.source.max_member_bytes)
+            found = parse_npz(data, where=where, max_bytes=self.room)
+            self.spend(sum(array.nbytes for array in found.values()), where)
         elif last == "safetensors":
             found = decode_arrays(data, where=where)
         else:
@@ -340,8 +344,7 @@ class _Parts:
 
     def record(self, id: str) -> Record:
         """Return the sample as a record."""
-        values = self.values
-        structure = None
+        values, structure = self.values, None
         if "structure" in values:
             structure = parse_structure(values["structure"], max_atoms=self.source.max_atoms, where=id)
         dos = values.get("dos")

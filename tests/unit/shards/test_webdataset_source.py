@@ -563,3 +563,12 @@ def test_damaged_archives_are_refused() -> None:
     for data in (gzip.compress(b"x" * 100)[:-3], gzip.compress(b"x") + b"y", b"", b"plain"):
         with pytest.raises(DataError, match="gzip"):
             gunzip(data, where="x", max_bytes=1000)
+
+
+def test_members_that_are_small_alone_are_bounded_together(tmp_path: Path) -> None:
+    array = npz(x=np.zeros(50_000))  # 400 kB unpacked, 1 kB packed
+    pack(tmp_path / "a.tar", *((f"k.part{number}.npz", array) for number in range(5)))
+    members = {f"part{number}.npz": f"arrays.a{number}" for number in range(5)}
+    assert len(read_all(tmp_path, members=members)[0].arrays) == 5
+    with pytest.raises(DataError, match="max_sample_bytes"):
+        read_all(tmp_path, members=members, max_sample_bytes=1_000_000)
