@@ -34,6 +34,8 @@ from shards.sources.base import Item, Record, Source
 from shards.splits import SampleInfo
 from shards.writer import ShardWriter
 
+# the square of a label must be a number, or its statistics are none
+MAX_LABEL = 1e100
 # troubles of the host, of which no record is to blame
 HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
@@ -270,6 +272,9 @@ def to_sample(record: Record, features: Mapping[str, Feature], *, with_prototype
     unknown = sorted(name for name, value in labels.items() if not math.isfinite(value))
     if unknown:
         raise DataError(f"labels {unknown} are not finite", where=record.id, do="leave unknown labels out")
+    absurd = sorted(name for name, value in labels.items() if abs(value) > MAX_LABEL)
+    if absurd:
+        raise DataError(f"labels {absurd} are beyond {MAX_LABEL:g}", where=record.id, do="leave them out, or mend them")
     tags = dict(record.tags)
     if with_prototype and "prototype" not in tags and record.structure is not None:
         from shards.fingerprint import prototype_label

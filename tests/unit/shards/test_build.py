@@ -37,8 +37,8 @@ def test_a_refused_record_is_left_out_and_counted(tmp_path: Path, workers: int) 
     assert manifest.samples == len(Dataset(tmp_path / "set")) == 29
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_label_that_is_not_finite_is_quarantined(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e200])
+def test_a_label_that_is_no_usable_number_is_quarantined(tmp_path: Path, value: float) -> None:
     source = damaged(30, {7}, labels={"gap_ev": value})
     manifest = build(source, FEATURES, tmp_path / "set", name="x")
     assert len(manifest.quarantined) == 1

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from shards.batch import collate
 from shards.build import label_statistics
+from shards.chunks import MAX_LABEL
 from shards.codecs import decode_arrays, decode_json, unescape
 from shards.errors import DataError
 from shards.manifest import MANIFEST, Manifest, parse_manifest
@@ -64,7 +65,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
         if draw(st.booleans()):
             arrays["crystal"] = graph(rng, atoms=draw(st.integers(1, 4)), edges=draw(st.integers(0, 4)))
         text = {"text": draw(WORDS.filter(str.strip))} if draw(st.booleans()) else {}
-        labels = draw(st.dictionaries(WORDS, st.floats(allow_nan=False, allow_infinity=False), max_size=2))
+        labels = draw(st.dictionaries(WORDS, st.floats(-MAX_LABEL, MAX_LABEL), max_size=2))
         tags = draw(st.dictionaries(WORDS, WORDS, max_size=2))
         result.append(Sample(id=sample_id, arrays=arrays, text=text, labels=labels, tags=tags, group=draw(WORDS)))
     return result
