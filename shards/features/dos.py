@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from shards.errors import DataError
 from shards.features.base import FEATURES, Feature
+from shards.features.cells import cell_edges, cell_means
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import RawDos, Record
 
@@ -124,7 +125,7 @@ class DosFeature(Feature):
         """Return (points,) values on the grid."""
         grid = np.linspace(self.start, self.stop, self.points)
         step = (self.stop - self.start) / (self.points - 1)
-        edges = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
+        edges = cell_edges(grid)
         if self.smearing_ev > 0:
             # points that lie denser than sigma have the mean of what lies between them
             parts = int(np.ceil(step / self.smearing_ev))
@@ -132,7 +133,7 @@ class DosFeature(Feature):
             fine = grid if parts == 1 else (edges[:-1, None] + inside).ravel()
             return _smeared(energy, states, self.smearing_ev, fine).reshape(self.points, parts).mean(axis=1)
         if not _is_multiple(np.diff(energy), step):
-            return np.diff(_integral(energy, states, edges)) / np.diff(edges)
+            return cell_means(energy, states, edges)
         # Rounding must not push the grid's ends out of a source that spans just this window.
         tolerance = 1e-6 * (self.stop - self.start)
         inside = (grid >= energy[0] - tolerance) & (grid <= energy[-1] + tolerance)
@@ -143,17 +144,6 @@ def _is_multiple(steps: np.ndarray, step: float) -> bool:
     """Tell whether a source's steps are one multiple of the grid's step, up to the rounding of energies."""
     multiple = max(round(float(np.median(steps)) / step), 1)
     return bool(np.abs(steps - multiple * step).max() < 2e-3 * step)
-
-
-def _integral(energy: np.ndarray, states: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Integrate the piecewise linear density from its first energy to each of ``at``."""
-    steps = np.diff(energy)
-    whole = np.append(0.0, np.cumsum(steps * (states[1:] + states[:-1]) / 2))
-    at = np.clip(at, energy[0], energy[-1])
-    segment = np.clip(np.searchsorted(energy, at, side="right") - 1, 0, len(steps) - 1)
-    part = at - energy[segment]
-    slope = np.diff(states)[segment] / steps[segment]
-    return whole[segment] + part * (states[segment] + slope * part / 2)
 
 
 def _smeared(energy: np.ndarray, states: np.ndarray, sigma: float, at: np.ndarray) -> np.ndarray:

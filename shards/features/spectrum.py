@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from shards.errors import DataError
 from shards.features.base import FEATURES, Feature
+from shards.features.cells import cell_edges, cell_means
 from shards.schema import FieldSpec, Kind, ModalitySpec, Value
 from shards.sources.base import Record
 
@@ -81,7 +82,7 @@ class SpectrumFeature(Feature):
                 where=record.id,
                 do="narrow the window (start, stop), lower min_coverage, or leave the spectrum out",
             )
-        values = resample(axis, intensity, np.linspace(self.start, self.stop, self.points))
+        values = cell_means(axis, intensity, cell_edges(np.linspace(self.start, self.stop, self.points)))
         return {"intensity": self._scaled(values, record.id)}
 
     def _columns(self, array: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -118,25 +119,3 @@ class SpectrumFeature(Feature):
                 )
             values = values / size
         return values.astype(np.float32)
-
-
-def resample(axis: np.ndarray, intensity: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Average a piecewise linear spectrum over the cells of a uniform grid.
-
-    Parameters
-    ----------
-    axis, intensity : ndarray
-        (n,) ascending abscissae and their intensities; outside of them the intensity is 0.
-    grid : ndarray
-        (p,) uniform; the cells reach half a step to either side, those at the ends not beyond the grid.
-
-    Returns
-    -------
-    ndarray
-        (p,) means, so that their sum times the step is the area (the cells at the ends count half).
-    """
-    edges = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2.0, grid[-1:]])
-    knots = np.union1d(axis, np.clip(edges, axis[0], axis[-1]))
-    heights = np.interp(knots, axis, intensity)
-    area = np.concatenate([[0.0], np.cumsum(np.diff(knots) * (heights[1:] + heights[:-1]) / 2.0)])
-    return np.diff(np.interp(edges, knots, area)) / np.diff(edges)

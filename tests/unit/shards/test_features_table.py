@@ -15,8 +15,8 @@ from scipy.integrate import quad
 
 from shards.errors import ConfigError, DataError
 from shards.features import Feature, feature
+from shards.features.cells import cell_edges, cell_means
 from shards.features.facts import FACTS, Facts
-from shards.features.spectrum import resample
 from shards.schema import Arrays
 from shards.sources import Record, source
 from shards.sources.join import JoinedSource
@@ -111,7 +111,7 @@ def test_resampling_is_the_mean_of_the_piecewise_linear_spectrum() -> None:
     rng = np.random.default_rng(0)
     axis, grid = np.sort(rng.uniform(-1.0, 11.0, 300)), np.linspace(0.0, 10.0, 21)
     heights = rng.uniform(0.0, 1.0, 300)
-    found = resample(axis, heights, grid)
+    found = cell_means(axis, heights, cell_edges(grid))
     for i in (0, 7, 20):
         low, high = max(grid[i] - 0.25, 0.0), min(grid[i] + 0.25, 10.0)
         inside = axis[(axis > low) & (axis < high)]
