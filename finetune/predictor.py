@@ -17,7 +17,7 @@ from finetune.heads.base import HEADS, Head
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
-from pretrain.model import build_encoder, with_weights
+from pretrain.parts import build_encoder, with_weights
 from shards.batch import Batch, move, placeholder
 from shards.errors import CheckpointError, ConfigError, suggest
 from shards.plugins import Options

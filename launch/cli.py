@@ -213,6 +213,7 @@ def config_schema() -> None:
     """Print the JSON schema of recipes, and the options of every plug-in that they may name."""
     from pretrain.config import Recipe
     from pretrain.encoders.base import ENCODERS
+    from pretrain.fusion.base import FUSIONS
     from pretrain.objectives.base import OBJECTIVES
     from shards.build_recipe import BuildRecipe
     from shards.features import FEATURES
@@ -226,6 +227,7 @@ def config_schema() -> None:
         "recipe": Recipe.model_json_schema(),
         "orders": {kind: ORDERS.get(kind).model_json_schema() for kind in ORDERS.kinds()},
         "encoders": {kind: ENCODERS.get(kind).Config.model_json_schema() for kind in ENCODERS.kinds()},
+        "fusions": {kind: FUSIONS.get(kind).Config.model_json_schema() for kind in FUSIONS.kinds()},
         "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
     }
     typer.echo(json.dumps(tables, indent=1))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pretrain.engine import Engine
 from pretrain.export import write_json
-from pretrain.model import Fitted, with_weights
+from pretrain.parts import Fitted, with_weights
 from shards.errors import CheckpointError
 from shards.sealed import publish, staging, verify
 

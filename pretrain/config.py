@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, model_validator
 
 from pretrain.encoders.base import ENCODERS
-from pretrain.objectives.base import OBJECTIVES
+from pretrain.fusion.base import FUSIONS, FusionOptions
+from pretrain.objectives.base import OBJECTIVES, Objective
 from shards.augment import Augment
 from shards.budget import Budget
+from shards.errors import ConfigError, suggest
 from shards.fetching import without_secrets
 from shards.mixture import MixedOrder
 from shards.orders.base import ORDERS, Order
@@ -111,12 +113,29 @@ class ModalityConfig(Strict):
 
 
 class ProjectionConfig(Strict):
-    """Maps an encoder's vector to the shared space: ``linear``, or ``mlp`` with one hidden layer of ``hidden``."""
+    """Maps the vector of an encoder or fusion to the shared space.
 
-    kind: Literal["linear", "mlp"] = "linear"
+    Attributes
+    ----------
+    kind : str
+        ``linear``; ``mlp``: ``layers`` linear maps with GELU between them; ``none``: the vectors are the embeddings,
+        and must be ``dim`` wide.
+    dim : int
+        Width of the shared space.
+    hidden, layers : int
+        Of an ``mlp``.
+    dropout : float
+        Of an ``mlp``, after each GELU.
+    shared : bool
+        One projection for all (MatMCL); their vectors must be equally wide.
+    """
+
+    kind: Literal["none", "linear", "mlp"] = "linear"
     dim: int = Field(128, gt=0)
     hidden: int = Field(256, gt=0)
+    layers: int = Field(2, ge=2)
     dropout: float = Field(0.0, ge=0, lt=1)
+    shared: bool = False
 
 
 class OptimConfig(Strict):
@@ -172,6 +191,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     data: DataConfig
     modalities: dict[str, ModalityConfig]
+    fusions: dict[str, dict[str, Any]] = {}
     projection: ProjectionConfig = ProjectionConfig()
     objective: dict[str, Any]
     optim: OptimConfig = OptimConfig()
@@ -184,6 +204,34 @@ class Recipe(Strict):
         """Return the typed options of a modality's encoder."""
         return ENCODERS.options(self.modalities[modality].encoder)
 
+    def fusion(self, name: str) -> FusionOptions:
+        """Return the typed options of a fusion, with its inputs written out."""
+        options = FUSIONS.options(self.fusions[name])
+        return options if options.inputs else options.model_copy(update={"inputs": tuple(self.modalities)})
+
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        """Return every fusion with the modalities that it joins in the end, or raise `ConfigError`."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.fusions:
+            if name in self.modalities or ":" in name or "/" in name:
+                raise ConfigError(f"a fusion cannot be called '{name}'", where=f"fusions.{name}")
+            parts: list[str] = []
+            for part in self.fusion(name).inputs:
+                if part not in self.modalities and part not in found:
+                    raise ConfigError(
+                        f"fusion '{name}' joins '{part}', which is no modality and no fusion above it",
+                        where=f"fusions.{name}.inputs",
+                        why=suggest(part, [*self.modalities, *found]),
+                    )
+                parts += found.get(part, (part,))
+            found[name] = tuple(dict.fromkeys(parts))
+        return found
+
+    def build_objective(self) -> Objective:
+        """Return the objective of the recipe, with new parameters."""
+        options = self.objective_options()
+        return OBJECTIVES.get(options.kind)(options, list(self.modalities), self.joined())
+
     def objective_options(self) -> Options:
         """Return the typed options of the objective."""
         return OBJECTIVES.options(self.objective)
@@ -194,6 +242,7 @@ class Recipe(Strict):
         tables["data"]["order"] = ORDERS.options(self.data.order).model_dump(mode="json")
         for name in self.modalities:
             tables["modalities"][name]["encoder"] = self.encoder(name).model_dump(mode="json")
+        tables["fusions"] = {name: self.fusion(name).model_dump(mode="json") for name in self.fusions}
         tables["objective"] = self.objective_options().model_dump(mode="json")
         return tables
 

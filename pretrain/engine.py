@@ -5,7 +5,6 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import nn
 
+from pretrain.accumulate import contrast
 from pretrain.config import OptimConfig
 from pretrain.gather import mean_over_ranks
+from pretrain.model import MultimodalModel
+from pretrain.optimizer import learning_rate, parameter_groups
 from pretrain.ports import free_port
+from pretrain.spans import span
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError
 
@@ -67,44 +69,13 @@ def start_process_group() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def learning_rate(config: OptimConfig, step: int, *, warmup: int, total: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then half a cosine to ``min_lr``.
-
-    Parameters
-    ----------
-    config : OptimConfig
-        Peak and final rate.
-    step, warmup, total : int
-        The step, the number of steps of the warm-up, and of the run.
-    """
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def autocast_type(config: OptimConfig, device: torch.device) -> torch.dtype | None:
-    """Return the type that the encoders run in, or None for float32."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if config.precision == "bf16" or (config.precision == "auto" and has_bf16) else None
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices decay, vectors and scalars (biases, norms, temperature) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 class Engine:
     """A model under DeepSpeed.
 
     Parameters
     ----------
-    model : nn.Module
-        ``model(batch) -> (loss, logs)``, this rank's share of the loss.
+    model : MultimodalModel
+        ``model(batch) -> (z, present)``, this rank's embeddings; ``model.objective`` compares those of all ranks.
     optim : OptimConfig
         Optimizer, clipping and schedule.
     batch_size : int
@@ -120,7 +91,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MultimodalModel,
         optim: OptimConfig,
         *,
         batch_size: int,
@@ -148,26 +119,41 @@ class Engine:
         self.device = self.engine.device
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> MultimodalModel:
         """The model itself."""
         return self.engine.module
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """Train on one global batch, of which ``batch`` is this rank's part.
+    def compute(self, batch: Batch, step: int, flags: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Run one global batch, of which ``batch`` is this rank's part, forward and backward.
+
+        The gradient is ready afterwards: `apply` makes the optimizer's step with it, `discard` throws it away.
+
+        Parameters
+        ----------
+        batch : Batch
+            This rank's part.
+        step : int
+            From 0; says the learning rate and the random numbers.
+        flags : mapping of str to float, optional
+            Values of this rank to average over the ranks together with the loss, so that all ranks decide alike.
 
         Returns
         -------
         dict of str to float
-            Means over the ranks: ``loss`` and what the objective logs; ``lr``.
+            Means over the ranks: ``loss``, what the objective logs, the flags; and ``lr``.
         """
         lr = learning_rate(self.optim, step, warmup=self.warmup_steps, total=self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(hash((self.seed, step, self.rank)) % 2**63)
-        loss, logs = self.engine(batch.to(self.device))
-        self.engine.backward(loss)
-        self.engine.step()
-        return {**mean_over_ranks({"loss": loss, **logs}), "lr": lr}
+        loss, logs = contrast(self.engine, self.module.objective, self.engine.backward, batch.to(self.device))
+        mine = {name: torch.tensor(value, device=self.device) for name, value in (flags or {}).items()}
+        return {**mean_over_ranks({"loss": loss, **logs, **mine}), "lr": lr}
+
+    def apply(self) -> None:
+        """Make the optimizer's step."""
+        with span("optimizer"):
+            self.engine.step()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of the engine's state; every rank calls it."""

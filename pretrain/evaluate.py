@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.gather import gather_rows
+from pretrain.gather import gather_batch
 from pretrain.model import MultimodalModel
 from shards.stream import BatchStream
 
@@ -36,9 +36,9 @@ def embed_all(
     parts, masks = [], []
     for local in stream.epoch(0):
         batch = local.to(device)
-        z, present, _, _ = gather_rows(model.encode(batch), batch.present)
-        parts.append({name: F.normalize(rows.float(), dim=1).cpu() for name, rows in z.items()})
-        masks.append({name: mask.cpu() for name, mask in present.items()})
+        everything = gather_batch(*model.encode(batch))
+        parts.append({name: F.normalize(rows.float(), dim=1).cpu() for name, rows in everything.z.items()})
+        masks.append({name: mask.cpu() for name, mask in everything.present.items()})
     model.train(training)
     names = list(parts[0])
     return (

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pretrain.config import Recipe, parse_recipe
 from pretrain.evaluate import Row
-from pretrain.model import Fitted, MultimodalModel, with_weights
+from pretrain.model import MultimodalModel
+from pretrain.parts import Fitted, with_weights
 from shards.errors import CheckpointError
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify

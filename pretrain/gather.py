@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pretrain.objectives.base import GlobalBatch
 
 # renamed in torch 2.14
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -42,47 +45,56 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def gather_rows(
-    z: dict[str, Tensor], present: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], slice, int]:
-    """Gather the local batch of every rank, in one collective for all modalities.
+def gather_batch(z: Mapping[str, Tensor], present: Mapping[str, Tensor], groups: Tensor | None = None) -> GlobalBatch:
+    """Gather the local batch of every rank, in one collective for all embeddings.
 
     Parameters
     ----------
-    z : dict of str to Tensor
+    z : mapping of str to Tensor
         (b, D) local embeddings; b may differ from rank to rank, and be 0.
-    present : dict of str to Tensor
+    present : mapping of str to Tensor
         (b,) bool.
+    groups : Tensor, optional
+        (b,) int64.
 
     Returns
     -------
-    z, present : dict of str to Tensor
-        (B, D) and (B,) of the global batch, rank after rank.
-    local : slice
-        This rank's rows in it.
-    world : int
-        Number of ranks.
+    GlobalBatch
+        The rows of all ranks, rank after rank.
     """
     names = list(z)
     rows = z[names[0]].shape[0]
     if not distributed():
-        return z, present, slice(0, rows), 1
+        return GlobalBatch(z=z, present=present, local=slice(0, rows), groups=groups)
     rank, world = dist.get_rank(), dist.get_world_size()
     sizes = _sizes(rows, z[names[0]].device)
     flags = torch.stack([present[name] for name in names], dim=1)
     widths = [z[name].shape[1] for name in names]
     packed = torch.cat([z[name].float() for name in names] + [flags.float()], dim=1)
     padded = torch.cat([packed, packed.new_zeros(max(sizes) - rows, packed.shape[1])])
-    everything = _GatherRows.apply(padded).unflatten(0, (world, max(sizes)))
-    joined = torch.cat([everything[r, : sizes[r]] for r in range(world)])
+    joined = _joined(_GatherRows.apply(padded), sizes)
     *parts, flags = joined.split([*widths, len(names)], dim=1)
     start = sum(sizes[:rank])
-    return (
-        dict(zip(names, parts, strict=True)),
-        {name: flags[:, i] > 0.5 for i, name in enumerate(names)},
-        slice(start, start + rows),
-        world,
+    return GlobalBatch(
+        z=dict(zip(names, parts, strict=True)),
+        present={name: flags[:, i] > 0.5 for i, name in enumerate(names)},
+        local=slice(start, start + rows),
+        world=world,
+        groups=None if groups is None else _gathered_groups(groups, sizes),
     )
+
+
+def _gathered_groups(groups: Tensor, sizes: list[int]) -> Tensor:
+    padded = torch.cat([groups, groups.new_zeros(max(sizes) - len(groups))])
+    everything = groups.new_empty(len(sizes) * max(sizes))
+    all_gather(everything, padded)
+    return _joined(everything, sizes)
+
+
+def _joined(gathered: Tensor, sizes: list[int]) -> Tensor:
+    """Drop the padding: (world * largest, ...) -> (sum of the sizes, ...)."""
+    by_rank = gathered.unflatten(0, (len(sizes), max(sizes)))
+    return torch.cat([by_rank[rank, :size] for rank, size in enumerate(sizes)])
 
 
 def _sizes(rows: int, device: torch.device) -> list[int]:

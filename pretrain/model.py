@@ -1,39 +1,36 @@
-"""The pretraining model: one encoder and one projection a modality, and the objective over the global batch."""
+"""The pretraining model: encoders, fusions and projections, and the objective over the global batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ProjectionConfig, Recipe
-from pretrain.encoders.base import ENCODERS, Encoder
-from pretrain.gather import gather_rows
-from pretrain.objectives.base import OBJECTIVES
-from shards.augment import centred, cropped
+from pretrain.config import Recipe
+from pretrain.encoders.base import Encoded, Encoder
+from pretrain.fusion.base import Fusion, any_present
+from pretrain.names import parsed
+from pretrain.parts import build_encoder, build_fusions, build_projections, refuse_unread
+from pretrain.spans import span
 from shards.batch import Batch, Inputs, move, placeholder
-from shards.errors import ConfigError, suggest
-from shards.schema import ModalitySpec, Value
-
-Fitted = dict[str, dict[str, Any]]
+from shards.schema import ModalitySpec
 
 
 class MultimodalModel(nn.Module):
-    """Encoders, projections and the objective.
+    """Encoders, fusions, projections, and the objective that says which embeddings it wants.
 
     Parameters
     ----------
     recipe : Recipe
-        Says which encoder reads which modality, and the objective.
+        Says which encoder reads which modality, the fusions, and the objective.
     specs : mapping of str to ModalitySpec
         The modalities' specs as stored, from the data set or from an export.
     fitted : mapping
         What the encoders' `fit` returned, by modality.
     autocast : torch.dtype, optional
-        Encoders and projections run under autocast to this type; the objective stays in float32.
+        Encoders, fusions and projections run under autocast to this type; the objective stays in float32.
     """
 
     def __init__(
@@ -48,100 +45,142 @@ class MultimodalModel(nn.Module):
         self.autocast = autocast
         encoders = {name: build_encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
         self.encoders = nn.ModuleDict(encoders)
-        self.projections = nn.ModuleDict(
-            {name: projection(encoder.dim, recipe.projection) for name, encoder in encoders.items()}
-        )
-        options = recipe.objective_options()
-        self.objective = OBJECTIVES.get(options.kind)(options, list(self.specs))
+        self.fusions = nn.ModuleDict(build_fusions(recipe, encoders))
+        self.objective = recipe.build_objective()
+        self.names = self.objective.names
+        bases = list(dict.fromkeys(parsed(name).base for name in self.names))
+        refuse_unread(recipe, bases)
+        widths = {
+            base: cast(Any, self.encoders[base] if base in encoders else self.fusions[base]).dim for base in bases
+        }
+        self.projections = nn.ModuleDict(build_projections(widths, recipe.projection))
+
+    @property
+    def views(self) -> int:
+        """How many augmented views of each sample the objective compares, 1 or 2."""
+        return 1 + max(parsed(name).view for name in self.names)
 
     def embed(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the projected embeddings (R, D) of R present rows, not normalised."""
-        device_type = next(self.parameters()).device.type
-        with torch.autocast(device_type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.projections[modality](self.encoders[modality](inputs).vector)
+        """Return the projected embeddings (R, D) of R present rows of one modality, not normalised.
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Return (b, D) embeddings of every modality; rows where it is absent are zero.
-
-        Every encoder runs, in the same order on every rank, on at least one row: where the local
-        batch has none, on a placeholder whose result is multiplied by zero. Otherwise a rank would
-        miss a part of the graph and ZeRO would hang or silently mix up gradients.
+        Where the objective reads a modality through a fusion only, what the fusion makes of it alone.
         """
-        z = {}
-        for name in self.specs:
-            mask = batch.present[name]
-            if name in batch.inputs:
-                vectors = self.embed(name, batch.inputs[name]).float()
-                empty = vectors.new_zeros(len(mask), vectors.shape[1])
-                z[name] = empty.index_copy(0, mask.nonzero().squeeze(1), vectors)
-            else:
-                spec = cast(Encoder, self.encoders[name]).spec
-                dummy = self.embed(name, move(placeholder(spec), mask.device)).float()
-                z[name] = dummy.new_zeros(len(mask), dummy.shape[1]) + 0.0 * dummy.sum()
-        return z
+        with self._autocast():
+            encoded = self.encoders[modality](inputs)
+            if modality in self.projections:
+                return self.projections[modality](encoded.vector)
+            rows, device = len(encoded.vector), encoded.vector.device
+            present = {name: torch.full((rows,), name == modality, device=device) for name in self.specs}
+            others = {name: self._nothing(name, rows, encoded.vector) for name in self.specs if name != modality}
+            name = next(name for name in self.names if parsed(name).only in ("", modality))
+            joint = self._fused(parsed(name).base, {modality: encoded, **others}, present, {})
+            return self.projections[parsed(name).base](joint.vector)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return this rank's share of the loss of the global batch, and values to log."""
-        z, present, local, world = gather_rows(self.encode(batch), batch.present)
-        return self.objective(z, present, local, world)
+    def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the embeddings (b, D) of the first view, and their presence (b,), by name."""
+        return self._view(batch, [name for name in self.names if not parsed(name).view])
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what the objective wants of this rank's part of a batch: embeddings (b, D) and presence (b,).
+
+        Rows where an embedding is absent are zero. Every encoder and fusion runs, in the same order on every rank, on
+        at least one row: where the local batch has none, on a placeholder whose result is multiplied by zero.
+        Otherwise a rank would miss a part of the graph and ZeRO would hang or silently mix up gradients.
+        """
+        z, present = self.encode(batch)
+        if batch.twin is not None and self.views == 2:
+            more = [name for name in self.names if parsed(name).view]
+            again, also = self._view(batch.twin, more)
+            z, present = {**z, **again}, {**present, **also}
+        return {name: z[name] for name in self.names if name in z}, present
+
+    def _view(self, batch: Batch, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        rows = len(batch.ids)
+        encoded: dict[str, Encoded] = {}
+        spread: dict[str, Encoded] = {}
+        fused: dict[str, dict[str, Encoded]] = {}
+        with self._autocast():
+            for name in self.specs:
+                with span(f"encode/{name}"):
+                    encoded[name] = self._encoded(name, batch)
+            z, presence = {}, {}
+            for name in names:
+                base, only, _ = parsed(name)
+                if base in self.specs:
+                    presence[name] = batch.present[base]
+                    z[name] = _placed(self.projections[base](encoded[base].vector).float(), batch, base)
+                    continue
+                # one row at least, as for the encoders
+                present = {m: _one_row(mask & (only in ("", m))) for m, mask in batch.present.items()}
+                spread = spread or {m: _spread(encoded[m], batch, m) for m in self.specs}
+                with span(f"fuse/{base}"):
+                    joint = self._fused(base, spread, present, fused.setdefault(only, {}))
+                whole = self.projections[base](joint.vector).float()
+                presence[name] = self._seen(base, present)[:rows]
+                z[name] = whole[:rows].masked_fill(~presence[name][:, None], 0.0) + 0.0 * whole.sum()
+        return z, presence
+
+    def _encoded(self, name: str, batch: Batch) -> Encoded:
+        """Encode the present rows, or a placeholder where there are none."""
+        if name in batch.inputs:
+            return self.encoders[name](batch.inputs[name])
+        spec = cast(Encoder, self.encoders[name]).spec
+        return self.encoders[name](move(placeholder(spec), batch.present[name].device))
+
+    def _fused(
+        self, name: str, encoded: Mapping[str, Encoded], present: Mapping[str, Tensor], done: dict[str, Encoded]
+    ) -> Encoded:
+        """Run a fusion after the fusions that it joins; each runs once."""
+        if name not in done:
+            parts = cast(Fusion, self.fusions[name]).inputs
+            inputs = {
+                part: encoded[part] if part in self.specs else self._fused(part, encoded, present, done)
+                for part in parts
+            }
+            done[name] = self.fusions[name](inputs, {part: self._seen(part, present) for part in parts})
+        return done[name]
+
+    def _seen(self, name: str, present: Mapping[str, Tensor]) -> Tensor:
+        """Say where a modality, or anything that a fusion joins, is present."""
+        if name in self.specs:
+            return present[name]
+        return any_present({part: self._seen(part, present) for part in cast(Fusion, self.fusions[name]).inputs})
+
+    def _nothing(self, name: str, rows: int, like: Tensor) -> Encoded:
+        return Encoded(like.new_zeros(rows, cast(Encoder, self.encoders[name]).dim))
+
+    def _autocast(self) -> torch.autocast:
+        device_type = next(self.parameters()).device.type
+        return torch.autocast(device_type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def projection(width: int, config: ProjectionConfig) -> nn.Module:
-    """Return the module that maps an encoder's vector (R, width) to the shared space (R, dim)."""
-    if config.kind == "linear":
-        return nn.Linear(width, config.dim)
-    return nn.Sequential(
-        nn.Linear(width, config.hidden),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
-        nn.Linear(config.hidden, config.dim),
-    )
+def _placed(vectors: Tensor, batch: Batch, name: str) -> Tensor:
+    """Place the vectors of the present rows in (b, D); those of a placeholder nowhere."""
+    mask = batch.present[name]
+    empty = vectors.new_zeros(len(mask), *vectors.shape[1:])
+    if name not in batch.inputs:
+        return empty + 0.0 * vectors.sum()
+    return empty.index_copy(0, mask.nonzero().squeeze(1), vectors)
 
 
-def check_modalities(recipe: Recipe, specs: Mapping[str, ModalitySpec]) -> None:
-    """Raise `ConfigError` where the recipe names a modality that the data set lacks or its encoder cannot read."""
-    for name in recipe.modalities:
-        if name not in specs:
-            raise ConfigError(
-                f"the data set has no modality '{name}'", where=f"modalities.{name}", why=suggest(name, specs)
-            )
-        options = recipe.encoder(name)
-        encoder = ENCODERS.get(options.kind)
-        if specs[name].kind not in encoder.reads:
-            raise ConfigError(
-                f"encoder '{options.kind}' cannot read modality '{name}' of kind '{specs[name].kind}'",
-                where=f"modalities.{name}.encoder",
-                why=f"it reads {', '.join(sorted(encoder.reads))}",
-            )
+def _one_row(mask: Tensor) -> Tensor:
+    return mask if len(mask) else mask.new_zeros(1)
 
 
-def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Callable[[str], Iterable[Value]]) -> Fitted:
-    """Fit what the encoders must know before they are built.
+def _spread(encoded: Encoded, batch: Batch, name: str) -> Encoded:
+    """Place the encoded present rows among all rows of the batch, at least one."""
+    present = _one_row(batch.present[name])
+    if name not in batch.inputs:
+        touched = 0.0 * encoded.vector.sum()
+        if encoded.tokens is not None:
+            touched = touched + 0.0 * encoded.tokens.sum()
+        return Encoded(encoded.vector.new_zeros(len(present), encoded.vector.shape[1]) + touched)
+    index = present.nonzero().squeeze(1)
 
-    Parameters
-    ----------
-    recipe, specs
-        As in `MultimodalModel`.
-    values : callable
-        Modality name to an iterable over its TRAINING values, as stored.
-    """
-    fitted = {}
-    for name, config in recipe.modalities.items():
-        options = recipe.encoder(name)
-        spec, seen = cropped(specs[name], config.augment), partial(centred, specs[name], config=config.augment)
-        fitted[name] = ENCODERS.get(options.kind).fit(spec, options, map(seen, values(name)))
-    return fitted
+    def placed(values: Tensor) -> Tensor:
+        return values.new_zeros(len(present), *values.shape[1:]).index_copy(0, index, values)
 
-
-def with_weights(fitted: Mapping[str, Mapping[str, Any]]) -> Fitted:
-    """Return fitted values of a model whose weights will be loaded: no encoder needs to fetch any of its own."""
-    return {name: {**values, "weights_follow": True} for name, values in fitted.items()}
-
-
-def build_encoder(recipe: Recipe, spec: ModalitySpec, fitted: Mapping[str, Any]) -> Encoder:
-    """Return a modality's encoder, as the recipe says, with new weights.
-
-    ``spec`` is that of the stored values; the encoder reads what a crop leaves of them.
-    """
-    options = recipe.encoder(spec.name)
-    return ENCODERS.get(options.kind)(cropped(spec, recipe.modalities[spec.name].augment), options, fitted)
+    if encoded.tokens is None:
+        return Encoded(placed(encoded.vector))
+    real = encoded.mask if encoded.mask is not None else encoded.tokens.new_ones(encoded.tokens.shape[:2]).bool()
+    return Encoded(placed(encoded.vector), placed(encoded.tokens), placed(real))

@@ -12,7 +12,8 @@ from pretrain.config import Recipe
 from pretrain.evaluate import Row
 from pretrain.export import METRICS as EXPORT_METRICS
 from pretrain.export import write_export, write_json
-from pretrain.model import Fitted, MultimodalModel
+from pretrain.model import MultimodalModel
+from pretrain.parts import Fitted
 from pretrain.plots import loss_plot, retrieval_plot
 from pretrain.tracking import REGISTERED, Tracker
 from shards.mixture import Mixture

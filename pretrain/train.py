@@ -13,9 +13,11 @@ import torch.distributed as dist
 from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
 from pretrain.data import as_evaluated, open_data
-from pretrain.engine import Engine, autocast_type, start_process_group
+from pretrain.engine import Engine, start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
-from pretrain.model import Fitted, MultimodalModel, check_modalities, fit_encoders
+from pretrain.model import MultimodalModel
+from pretrain.optimizer import autocast_type
+from pretrain.parts import Fitted, check_modalities, fit_encoders
 from pretrain.record import BEST, Recorder
 from pretrain.tracking import REGISTERED
 from shards.augment import Augmenter
@@ -106,7 +108,8 @@ class Trainer:
             for epoch in range(first, epochs):
                 for batch, waited in timed(self.stream.epoch(epoch, start=start if epoch == first else 0)):
                     began = time.perf_counter()
-                    values = self.engine.step(batch, self.step)
+                    values = self.engine.compute(batch, self.step)
+                    self.engine.apply()
                     self.step += 1
                     seconds = time.perf_counter() - began + waited
                     recorder.metrics(self.step, {**values, "seconds/step": seconds, "seconds/data": waited})
@@ -187,7 +190,7 @@ class Trainer:
             {name: config.augment for name, config in self.recipe.modalities.items()},
             seed=self.recipe.seed,
             scales=self.deviations,
-            keep=[anchor] if anchor else [],
+            keep=[anchor] if anchor in self.recipe.modalities else [],
         )
 
     def _stream(self, part: str, order: Order, augmenter: Augmenter) -> BatchStream:
@@ -201,6 +204,7 @@ class Trainer:
             order=order,
             budget=self.recipe.data.budget,
             augmenter=augmenter,
+            views=self.model.views if part == "train" else 1,
             workers=self.recipe.data.workers,
         )
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from shards.schema import ModalitySpec, Sample, Value
@@ -37,6 +39,10 @@ class Batch:
         (B, L) float32, NaN where unknown.
     label_names : tuple of str
         Length L.
+    groups : Tensor
+        (B,) int64, equal for records of one physical sample (its group, else its id), hashed.
+    twin : Batch, optional
+        The same samples augmented a second time, where an objective compares two views.
     """
 
     ids: list[str]
@@ -44,6 +50,8 @@ class Batch:
     inputs: dict[str, Inputs]
     labels: Tensor
     label_names: tuple[str, ...] = ()
+    groups: Tensor
+    twin: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -52,6 +60,8 @@ class Batch:
             present={name: mask.to(device) for name, mask in self.present.items()},
             inputs={name: move(inputs, device) for name, inputs in self.inputs.items()},
             labels=self.labels.to(device),
+            groups=self.groups.to(device),
+            twin=self.twin.to(device) if self.twin is not None else None,
         )
 
 
@@ -118,7 +128,69 @@ def collate(samples: Sequence[Sample], specs: Mapping[str, ModalitySpec], label_
         inputs=inputs,
         labels=torch.tensor(labels, dtype=torch.float32).reshape(len(samples), len(label_names)),
         label_names=tuple(label_names),
+        groups=torch.tensor([_group(sample) for sample in samples], dtype=torch.int64),
     )
+
+
+def _group(sample: Sample) -> int:
+    """Hash what a sample belongs to; an id can never collide with the name of a group."""
+    key = f"group\0{sample.group}" if sample.group else f"id\0{sample.id}"
+    return xxhash.xxh64_intdigest(key.encode()) - 2**63
+
+
+def rows_of(batch: Batch, specs: Mapping[str, ModalitySpec], start: int, stop: int) -> Batch:
+    """Return the rows ``start`` to ``stop`` of a batch as a batch of their own, equal to having collated them alone.
+
+    Parameters
+    ----------
+    batch : Batch
+        Collated over the modalities of ``specs``.
+    specs : mapping of str to ModalitySpec
+        Say which axes are ragged and which fields are indices.
+    start, stop : int
+        Rows, as in a slice.
+    """
+    part = slice(start, stop)
+    inputs = {}
+    for name, spec in specs.items():
+        if name not in batch.inputs:
+            continue
+        first, last = (int(batch.present[name][:end].sum()) for end in (part.start, part.stop))
+        if first < last:
+            inputs[name] = _rows_of_modality(batch.inputs[name], spec, first, last)
+    return Batch(
+        ids=batch.ids[part],
+        present={name: batch.present[name][part] for name in specs},
+        inputs=inputs,
+        labels=batch.labels[part],
+        label_names=batch.label_names,
+        groups=batch.groups[part],
+        twin=None if batch.twin is None else rows_of(batch.twin, specs, start, stop),
+    )
+
+
+def _rows_of_modality(inputs: Inputs, spec: ModalitySpec, first: int, last: int) -> Inputs:
+    if spec.kind == "text":
+        return {"text": inputs["text"][first:last]}
+    found: Inputs = {}
+    bounds: dict[str, tuple[int, int]] = {}
+    for name, value in inputs.items():
+        if name.endswith("_ptr"):
+            pointer = cast(Tensor, value)[first : last + 1]
+            axis = name.removesuffix("_ptr")
+            bounds[axis] = int(pointer[0]), int(pointer[-1])
+            found[name] = pointer - pointer[0]
+            found[f"{axis}_row"] = cast(Tensor, inputs[f"{axis}_row"])[slice(*bounds[axis])] - first
+    for name, field in spec.fields.items():
+        value, axis_at = cast(Tensor, inputs[name]), field.ragged_axis
+        if axis_at is None:
+            found[name] = value[first:last]
+        else:
+            begin, end = bounds[str(field.shape[axis_at])]
+            found[name] = value.narrow(axis_at, begin, end - begin)
+        if field.index_of is not None:
+            found[name] = cast(Tensor, found[name]) - bounds[field.index_of][0]
+    return found
 
 
 def placeholder(spec: ModalitySpec) -> Inputs:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,7 +40,9 @@ class BatchStream:
     budget : Budget, optional
         Cut the batches by their total size too; see `shards.budget`.
     augmenter : callable, optional
-        ``(sample, epoch) -> sample``: what happens to each sample between reading and collation.
+        ``(sample, epoch, view) -> sample``: what happens to each sample between reading and collation.
+    views : int
+        2: every batch has a `twin`, the same samples augmented a second time.
     label_names : sequence of str
         Labels to collate.
     workers : int
@@ -57,13 +60,14 @@ class BatchStream:
         world: int = 1,
         order: Order | None = None,
         budget: Budget | None = None,
-        augmenter: Callable[[Sample, int], Sample] | None = None,
+        augmenter: Callable[[Sample, int, int], Sample] | None = None,
+        views: int = 1,
         label_names: Sequence[str] = (),
         workers: int = 1,
     ) -> None:
         self.dataset, self.positions, self.batch_size = dataset, positions, batch_size
         self.rank, self.world, self.workers = rank, world, workers
-        self.augmenter, self.label_names = augmenter, tuple(label_names)
+        self.augmenter, self.views, self.label_names = augmenter, views, tuple(label_names)
         order = order or Shuffled()
         self._order = order.prepare(dataset, positions, seed=seed)
         self._samples = order.length(len(positions))
@@ -131,8 +135,12 @@ class BatchStream:
         else:
             part = rows[balanced_slice(self._sizes[rows], self.rank, self.world)]
         samples = [self.dataset[position] for position in part.tolist()]
+        views = [self._collated(samples, epoch, view) for view in range(self.views)]
+        return replace(views[0], twin=views[1]) if self.views == 2 else views[0]
+
+    def _collated(self, samples: list[Sample], epoch: int, view: int) -> Batch:
         if self.augmenter is not None:
-            samples = [self.augmenter(sample, epoch) for sample in samples]
+            samples = [self.augmenter(sample, epoch, view) for sample in samples]
         return collate(samples, self.dataset.modalities, self.label_names)
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

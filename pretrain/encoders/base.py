@@ -22,7 +22,7 @@ class Encoded:
     vector : Tensor
         (R, D) pooled representation.
     tokens : Tensor, optional
-        (R, T, D) for fusions that attend to parts.
+        (R, T, D) for fusions that attend to parts; as wide as the vector.
     mask : Tensor, optional
         (R, T) bool, True = real token.
     """
@@ -36,8 +36,9 @@ class Encoder(nn.Module):
     """Base of the encoder plug-ins.
 
     A subclass has a nested ``Config(Options)``, the class attribute ``reads`` (the modality kinds it
-    accepts), sets ``self.dim`` (width D of its vector) and implements ``forward``. It must treat the
-    rows independently: no batch statistics, nothing that leaks from one row to another.
+    accepts), says by ``gives_tokens`` whether it returns tokens too, sets ``self.dim`` (width D of its
+    vector and its tokens) and implements ``forward``. It must treat the rows independently: no batch
+    statistics, nothing that leaks from one row to another.
 
     Parameters
     ----------
@@ -51,6 +52,7 @@ class Encoder(nn.Module):
 
     Config: ClassVar[type[Options]] = Options
     reads: ClassVar[frozenset[str]] = frozenset()
+    gives_tokens: ClassVar[bool] = False
     dim: int
 
     def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:

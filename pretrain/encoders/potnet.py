@@ -82,6 +82,7 @@ class PotNet(Encoder):
         dropout: float = Field(0.3, ge=0, lt=1)
 
     reads: ClassVar[frozenset[str]] = frozenset({"graph"})
+    gives_tokens: ClassVar[bool] = True
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)

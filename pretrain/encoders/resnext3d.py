@@ -84,6 +84,7 @@ class ResNeXt3D(Encoder):
         dropout: float = Field(0.2, ge=0, lt=1)
 
     reads: ClassVar[frozenset[str]] = frozenset({"grid"})
+    gives_tokens: ClassVar[bool] = True
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)

@@ -53,6 +53,7 @@ class SpectrumEncoder(Encoder):
     """Common part: scale, tokens, transformer, mean over tokens, summary path."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"spectrum"})
+    gives_tokens: ClassVar[bool] = True
     axis: Tensor
 
     def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:

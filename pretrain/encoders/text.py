@@ -64,6 +64,7 @@ class TextEncoder(Encoder):
         freeze: bool = Field(False, description="keep the weights of `model`")
 
     reads: ClassVar[frozenset[str]] = frozenset({"text"})
+    gives_tokens: ClassVar[bool] = True
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pretrain.objectives.base import OBJECTIVES, Objective
+from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Logs, Objective
 from pretrain.objectives.infonce import Temperature, TemperatureConfig, info_nce
-from shards.errors import ConfigError, suggest
+from shards.errors import ConfigError
 from shards.plugins import Options
 
 
@@ -31,9 +31,11 @@ class PairwiseObjective(Objective):
     pairs: list[tuple[str, str]]
     weight: float
 
-    def __init__(self, config: PairsOptions, modalities: Sequence[str]) -> None:
-        super().__init__(config, modalities)
-        if len(self.modalities) < 2:
+    def __init__(
+        self, config: PairsOptions, modalities: Sequence[str], fusions: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(config, modalities, fusions)
+        if len(self.names) < 2:
             raise ConfigError(
                 f"objective '{config.kind}' aligns modalities with each other, the recipe has {len(self.modalities)}",
                 where="modalities",
@@ -41,13 +43,11 @@ class PairwiseObjective(Objective):
             )
         self.temperature = Temperature(config.temperature)
 
-    def forward(
-        self, z: Mapping[str, Tensor], present: Mapping[str, Tensor], local: slice, world: int = 1
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the loss, and each pair's share and the temperature to log."""
-        scale = self.temperature()
+        z, present, scale = batch.z, batch.present, self.temperature()
         losses = {
-            f"{a}-{b}": info_nce(z[a], z[b], present[a] & present[b], scale=scale, local=local, world=world)
+            f"{a}-{b}": info_nce(z[a], z[b], present[a] & present[b], scale=scale, local=batch.local, world=batch.world)
             for a, b in self.pairs
         }
         total = self.weight * torch.stack(list(losses.values())).sum()
@@ -71,15 +71,12 @@ class Anchored(PairwiseObjective):
         kind: Literal["anchored"] = "anchored"
         anchor: str = "crystal"
 
-    def __init__(self, config: Config, modalities: Sequence[str]) -> None:
-        super().__init__(config, modalities)
-        if config.anchor not in self.modalities:
-            raise ConfigError(
-                f"the anchor '{config.anchor}' is no modality of the recipe",
-                where="objective.anchor",
-                why=suggest(config.anchor, self.modalities),
-            )
-        self.pairs = [(config.anchor, name) for name in self.modalities if name != config.anchor]
+    def __init__(
+        self, config: Config, modalities: Sequence[str], fusions: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(config, modalities, fusions)
+        anchor = self.known(config.anchor, where="objective.anchor")
+        self.pairs = [(anchor, name) for name in self.names if name != anchor]
         self.weight = 1.0
 
 
@@ -92,7 +89,9 @@ class AllPairs(PairwiseObjective):
 
         kind: Literal["all_pairs"] = "all_pairs"
 
-    def __init__(self, config: Config, modalities: Sequence[str]) -> None:
-        super().__init__(config, modalities)
-        self.pairs = list(combinations(self.modalities, 2))
+    def __init__(
+        self, config: Config, modalities: Sequence[str], fusions: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(config, modalities, fusions)
+        self.pairs = list(combinations(self.names, 2))
         self.weight = 1 / len(self.pairs)

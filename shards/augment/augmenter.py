@@ -80,7 +80,7 @@ class Augmenter:
                 raise ConfigError(f"'gaussian_noise' of '{name}' needs its standard deviations", where=where)
         self.specs = {name: cropped(spec, augments.get(name, Augment())) for name, spec in specs.items()}
 
-    def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
+    def __call__(self, sample: Sample, epoch: int = 0, view: int = 0) -> Sample:
         """Return the sample as an epoch sees it.
 
         Parameters
@@ -89,8 +89,10 @@ class Augmenter:
             As stored; it is not changed.
         epoch : int
             Counted from 0.
+        view : int
+            Which of several independent variations.
         """
-        dropped = self._dropped(sample, epoch) if self.training else set()
+        dropped = self._dropped(sample, epoch, view) if self.training else set()
         arrays = {name: value for name, value in sample.arrays.items() if name not in dropped}
         text = {name: value for name, value in sample.text.items() if name not in dropped}
         touched = bool(dropped)
@@ -98,7 +100,7 @@ class Augmenter:
             value = arrays.get(name, text.get(name))
             if value is None or not config.varies:
                 continue
-            changed = self._changed(sample.id, name, value, epoch)
+            changed = self._changed(sample.id, name, value, epoch, view)
             touched = touched or changed is not value
             if isinstance(changed, str):
                 text[name] = changed
@@ -106,19 +108,19 @@ class Augmenter:
                 arrays[name] = dict(changed)
         return replace(sample, arrays=arrays, text=text) if touched else sample
 
-    def _changed(self, sample_id: str, name: str, value: Value, epoch: int) -> Value:
+    def _changed(self, sample_id: str, name: str, value: Value, epoch: int, view: int) -> Value:
         if not self.training:
             return centred(self.specs[name], value, self.augments[name])
-        rng = np.random.default_rng(self._key(sample_id, name, epoch))
+        rng = np.random.default_rng(self._key(sample_id, name, epoch, view))
         return augment(self.specs[name], value, rng, self.augments[name], self.scales.get(name))
 
-    def _dropped(self, sample: Sample, epoch: int) -> set[str]:
+    def _dropped(self, sample: Sample, epoch: int, view: int) -> set[str]:
         """Return the modalities that the sample goes without; one at least stays."""
         surplus = {}
         for name, config in self.augments.items():
             probability = config.drop_probability(epoch)
             if probability and name in sample.modalities:
-                drawn = np.random.default_rng([*self._key(sample.id, name, epoch), DROPOUT]).random()
+                drawn = np.random.default_rng([*self._key(sample.id, name, epoch, view), DROPOUT]).random()
                 if drawn < probability:
                     surplus[name] = drawn / probability
         if surplus and surplus.keys() == sample.modalities:
@@ -126,5 +128,6 @@ class Augmenter:
             del surplus[max(surplus, key=surplus.__getitem__)]
         return set(surplus)
 
-    def _key(self, sample_id: str, name: str, epoch: int) -> list[int]:
-        return [self.seed, epoch, xxhash.xxh64_intdigest(f"{name}\0{sample_id}".encode())]
+    def _key(self, sample_id: str, name: str, epoch: int, view: int) -> list[int]:
+        text = f"{name}\0{sample_id}" + (f"\0{view}" if view else "")
+        return [self.seed, epoch, xxhash.xxh64_intdigest(text.encode())]

@@ -81,7 +81,8 @@ def train(cases: dict[str, tuple[int, float, str]]) -> dict[str, Any]:
         for step, batch in enumerate(samples()):
             part = collate(batch[rank_slice(BATCH, rank, world)], specs)
             held.append(sorted(part.inputs))
-            logs.append(engine.step(part, step))
+            logs.append(engine.compute(part, step))
+            engine.apply()
         parameters = {name: value.detach().float().numpy().copy() for name, value in engine.module.named_parameters()}
         results[case] = {"logs": logs, "parameters": parameters, "held": held}
     return results
@@ -134,7 +135,7 @@ def skip_absent(cases: dict[str, tuple[int, float, str]]) -> dict[str, Any]:
 
     from pretrain.model import MultimodalModel
 
-    def encode(self: Any, batch: Any) -> dict[str, Any]:
+    def encode(self: Any, batch: Any) -> Any:
         z = {}
         for name in self.specs:
             mask = batch.present[name]
@@ -142,7 +143,7 @@ def skip_absent(cases: dict[str, tuple[int, float, str]]) -> dict[str, Any]:
             z[name] = empty
             if name in batch.inputs:
                 z[name] = empty.index_copy(0, mask.nonzero().squeeze(1), self.embed(name, batch.inputs[name]))
-        return z
+        return z, batch.present
 
     MultimodalModel.encode = encode  # type: ignore[method-assign]
     return train(cases)

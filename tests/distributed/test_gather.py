@@ -28,7 +28,7 @@ def loss_of(z: dict[str, torch.Tensor], present: dict[str, torch.Tensor], rank: 
 
 
 def gather_cases(cases: list[list[int]]) -> list[dict[str, Any]]:
-    from pretrain.gather import gather_rows, mean_over_ranks
+    from pretrain.gather import gather_batch, mean_over_ranks
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -38,9 +38,12 @@ def gather_cases(cases: list[list[int]]) -> list[dict[str, Any]]:
         z, present = everything(sum(sizes))
         mine = {name: rows[start : start + sizes[rank]].clone().requires_grad_() for name, rows in z.items()}
         flags = {name: mask[start : start + sizes[rank]] for name, mask in present.items()}
-        full, masks, local, found = gather_rows(mine, flags)
+        groups = torch.arange(sum(sizes))[start : start + sizes[rank]] - 2**62
+        batch = gather_batch(mine, flags, groups)
+        full, masks, local = batch.z, batch.present, batch.local
         loss_of(full, masks, rank).backward()
-        assert found == world
+        assert batch.world == world
+        assert batch.groups is not None and batch.groups.tolist() == [row - 2**62 for row in range(sum(sizes))]
         results.append(
             {
                 "z": {name: rows.detach().numpy() for name, rows in full.items()},
@@ -74,9 +77,9 @@ def test_values_and_gradients_equal_those_of_one_process(world: int) -> None:
 
 
 def test_one_process_gathers_itself() -> None:
-    from pretrain.gather import gather_rows, mean_over_ranks
+    from pretrain.gather import gather_batch, mean_over_ranks
 
     z, present = everything(5)
-    full, masks, local, world = gather_rows(z, present)
-    assert (full, masks, local, world) == (z, present, slice(0, 5), 1)
+    batch = gather_batch(z, present)
+    assert (batch.z, batch.present, batch.local, batch.world) == (z, present, slice(0, 5), 1)
     assert mean_over_ranks({"x": torch.tensor(3.0)}) == {"x": 3.0}

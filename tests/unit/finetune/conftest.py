@@ -10,7 +10,8 @@ import torch
 from finetune.loading import Foundation, load_foundation
 from pretrain.config import Recipe, parse_recipe
 from pretrain.export import write_export
-from pretrain.model import MultimodalModel, fit_encoders
+from pretrain.model import MultimodalModel
+from pretrain.parts import fit_encoders
 from shards.reader import Dataset
 
 

@@ -16,7 +16,8 @@ from finetune.loading import Foundation, PropertyModel, load, load_foundation
 from finetune.search import Index
 from pretrain.config import parse_recipe
 from pretrain.export import write_export
-from pretrain.model import MultimodalModel, fit_encoders
+from pretrain.model import MultimodalModel
+from pretrain.parts import fit_encoders
 from shards.batch import collate
 from shards.reader import Dataset
 from shards.schema import Sample
@@ -76,14 +77,14 @@ def test_the_schema_is_that_of_the_data_and_a_batch_without_pictures_is_encoded(
 ) -> None:
     assert foundation.model.specs["sem"].difference(dataset.modalities["sem"]) is None
     lacking = [sample for sample in dataset if "sem" not in sample.modalities]
-    z = foundation.model.encode(collate(lacking, dataset.modalities))
+    z, _ = foundation.model.encode(collate(lacking, dataset.modalities))
     assert not z["sem"].any() and z["a"].any()
 
 
 def test_embeddings_and_retrieval_are_those_of_the_centre(foundation: Foundation, dataset: Dataset) -> None:
     samples = pictured(dataset)
     with torch.no_grad():
-        z = foundation.model.encode(collate([central(sample) for sample in samples], dataset.modalities))
+        z, _ = foundation.model.encode(collate([central(sample) for sample in samples], dataset.modalities))
     expected = F.normalize(z["sem"], dim=1).numpy()
     np.testing.assert_allclose(foundation.embed(samples, "sem"), expected, atol=1e-6)
     np.testing.assert_allclose(Index.build(foundation, dataset, "sem").vectors, expected, atol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,10 +16,16 @@ from torch.nn import functional as F
 from pretrain.objectives import infonce, pairs
 from pretrain.objectives.base import OBJECTIVES, Objective
 from shards.errors import ConfigError
+from tests.unit.pretrain.invariants import (
+    CHECKS,
+    DIM,
+    NAMES,
+    Z,
+    evaluate,
+    make,
+    rows,
+)
 
-NAMES = ("a", "b", "c")
-DIM = 5
-Z = dict[str, Tensor]
 # what an objective needs beside its kind to be built over NAMES; a new one adds itself here
 TABLES: dict[str, list[dict[str, object]]] = {
     "anchored": [{"anchor": "a"}, {"anchor": "c", "temperature": {"learn": False, "init": 0.2}}],
@@ -29,128 +35,6 @@ TABLES: dict[str, list[dict[str, object]]] = {
 
 def cases() -> list[dict[str, object]]:
     return [{"kind": kind, **table} for kind in OBJECTIVES.kinds() for table in TABLES.get(kind, [{}])]
-
-
-def make(table: Mapping[str, object], names: tuple[str, ...] = NAMES) -> Objective:
-    options = OBJECTIVES.options(table)
-    return OBJECTIVES.get(options.kind)(options, names)
-
-
-def rows(count: int, seed: int = 0, share: float = 0.6, names: tuple[str, ...] = NAMES) -> tuple[Z, Z]:
-    rng = torch.Generator().manual_seed(seed)
-    z = {name: torch.randn(count, DIM, generator=rng) for name in names}
-    present = {name: torch.rand(count, generator=rng) < share for name in names}
-    return z, present
-
-
-def evaluate(objective: Objective, z: Z, present: Z, local: slice | None = None, world: int = 1) -> tuple[float, Z]:
-    """Loss, and its gradient with respect to every embedding and parameter."""
-    leaves = {name: rows.clone().requires_grad_() for name, rows in z.items()}
-    parameters = dict(objective.named_parameters())
-    count = len(next(iter(z.values())))
-    loss, logs = objective(leaves, present, local or slice(0, count), world)
-    assert loss.dtype == torch.float32
-    assert loss.ndim == 0
-    assert loss.requires_grad
-    assert not any(value.requires_grad for value in logs.values())
-    wanted = {**leaves, **parameters}
-    grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-    return loss.item(), {
-        name: torch.zeros_like(wanted[name]) if grad is None else grad for name, grad in zip(wanted, grads, strict=True)
-    }
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> None:
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=1e-5)
-
-
-# Each check takes an objective and fails where the invariant does not hold; wrong variants must fail one.
-
-
-def check_padding(objective: Objective) -> None:
-    z, present = rows(9)
-    loss, grads = evaluate(objective, z, present)
-    assert loss > 0
-    more, _ = rows(4, seed=1)
-    longer = {name: torch.cat([z[name], more[name]]) for name in z}
-    flags = {name: torch.cat([mask, torch.zeros(4, dtype=torch.bool)]) for name, mask in present.items()}
-    padded, padded_grads = evaluate(objective, longer, flags)
-    assert padded == pytest.approx(loss, abs=1e-6)
-    for name in z:
-        close(padded_grads[name][:9], grads[name])
-        assert not padded_grads[name][9:].any()
-    for name in set(grads) - set(z):
-        close(padded_grads[name], grads[name])
-
-
-def check_content_of_missing_rows(objective: Objective) -> None:
-    z, present = rows(9)
-    loss, grads = evaluate(objective, z, present)
-    for content in (float("nan"), float("inf"), 1e9, -1e9, 0.0):
-        filled = {name: torch.where(present[name][:, None], z[name], torch.tensor(content)) for name in z}
-        other, other_grads = evaluate(objective, filled, present)
-        assert other == pytest.approx(loss, abs=1e-6), content
-        for name in grads:
-            close(other_grads[name], grads[name])
-
-
-def check_permutation(objective: Objective) -> None:
-    z, present = rows(9)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(5))
-    loss, grads = evaluate(objective, z, present)
-    other, other_grads = evaluate(
-        objective, {name: z[name][order] for name in z}, {name: present[name][order] for name in z}
-    )
-    assert other == pytest.approx(loss, abs=1e-6)
-    for name in z:
-        close(other_grads[name], grads[name][order])
-
-
-def check_degenerate(objective: Objective) -> None:
-    nobody = {name: torch.zeros(6, dtype=torch.bool) for name in NAMES}
-    alone = {name: torch.arange(6) == 2 for name in NAMES}
-    disjoint = {name: torch.arange(6) % 3 == i for i, name in enumerate(NAMES)}
-    empty = {name: torch.zeros(0, dtype=torch.bool) for name in NAMES}
-    for present, z in ((nobody, rows(6)[0]), (alone, rows(6)[0]), (disjoint, rows(6)[0]), (empty, rows(0)[0])):
-        loss, grads = evaluate(objective, z, present)
-        assert loss == 0.0
-        for grad in grads.values():
-            assert not grad.any()
-    # the rows of one rank hold nothing valid, the others' do
-    z, present = rows(8)
-    for mask in present.values():
-        mask[:4] = False
-    loss, grads = evaluate(objective, z, present, slice(0, 4), 2)
-    assert loss == 0.0
-    assert all(grad.isfinite().all() for grad in grads.values())
-
-
-SHARDS = {1: [12], 2: [7, 5], 4: [5, 4, 3, 0]}
-
-
-def check_sharding(objective: Objective) -> None:
-    for seed, sizes in [(seed, sizes) for seed in range(3) for sizes in SHARDS.values()]:
-        z, present = rows(12, seed=seed)
-        present["b"][:7] = False  # a modality that is missing from a whole rank
-        loss, grads = evaluate(objective, z, present)
-        losses, total = [], {name: torch.zeros_like(grad) for name, grad in grads.items()}
-        for rank, size in enumerate(sizes):
-            start = sum(sizes[:rank])
-            share, part = evaluate(objective, z, present, slice(start, start + size), len(sizes))
-            losses.append(share)
-            total = {name: total[name] + part[name] / len(sizes) for name in total}
-        assert np.mean(losses) == pytest.approx(loss, abs=1e-6), sizes
-        for name in grads:
-            close(total[name], grads[name])
-
-
-CHECKS: dict[str, Callable[[Objective], None]] = {
-    "padding": check_padding,
-    "content": check_content_of_missing_rows,
-    "permutation": check_permutation,
-    "degenerate": check_degenerate,
-    "sharding": check_sharding,
-}
 
 
 @pytest.mark.parametrize("table", cases(), ids=str)

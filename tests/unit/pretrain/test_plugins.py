@@ -9,7 +9,8 @@ import torch
 
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.model import MultimodalModel, check_modalities, fit_encoders
+from pretrain.model import MultimodalModel
+from pretrain.parts import check_modalities, fit_encoders
 from shards.errors import ConfigError
 from shards.plugins import Options, Registry
 from shards.reader import Dataset

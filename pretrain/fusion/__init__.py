@@ -1,0 +1,1 @@
+"""Fusions: one idea a file; `pretrain.fusion.base.FUSIONS` imports one when it is asked for."""
