@@ -9,6 +9,7 @@ import torch
 
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
+from pretrain.gather import gather_batch
 from pretrain.model import MultimodalModel
 from pretrain.parts import check_modalities, fit_encoders
 from shards.errors import ConfigError
@@ -81,7 +82,7 @@ def test_a_third_party_encoder_is_found_built_and_trained(toy: Dataset) -> None:
     fitted = fit_encoders(recipe, toy.modalities, lambda name: [s.arrays[name] for s in toy if name in s.arrays])
     model = MultimodalModel(recipe, toy.modalities, fitted)
     batch = next(BatchStream(toy, toy.positions("chemical_system", "train"), batch_size=8).epoch(0))
-    loss, _ = model(batch)
+    loss, _ = model.objective(gather_batch(*model(batch)))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.encoders["a"].linear.weight.grad.abs().sum() > 0
