@@ -30,7 +30,7 @@ from finetune.report import parity_plot
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
-from pretrain.tracking import REGISTERED, Tracker
+from pretrain.tracking import Tracker
 from shards.errors import ConfigError
 from shards.locate import locate
 from shards.reader import Dataset
@@ -125,7 +125,9 @@ class Comparison:
         """Fit and measure every row."""
         main = self.accelerator.is_main_process
         parameters = self.recipe.model_dump(mode="json")
-        with Tracker(self.recipe.experiment, self.recipe.name, parameters, enabled=main) as tracker:
+        with Tracker(
+            self.out, self.recipe.experiment, self.recipe.name, parameters, enabled=main, report=self.report
+        ) as tracker:
             results = [self._row(row, tracker) for row in self.recipe.rows]
             if main:
                 self._save(results)
@@ -251,8 +253,8 @@ class Comparison:
                 "metric": f"validation {metric} of {recipe.target}",
             },
         )
-        write_json(self.out / REGISTERED, {"uri": uri})
-        self.report(f"registered {uri}")
+        if uri:
+            self.report(f"registered {uri}")
 
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""

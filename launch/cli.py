@@ -77,6 +77,20 @@ def pretrain(
 
 
 @app.command()
+def sync(out: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")]) -> None:
+    """Deliver to MLflow what a run kept while the server was away."""
+    from pretrain.tracking import FOLDER
+    from pretrain.tracking import sync as deliver
+    from shards.errors import ConfigError
+
+    if not any(out.glob(f"{FOLDER}*")):
+        raise ConfigError("this folder holds no journal of a run", where=out, do="matloom sync runs/NAME")
+    done = deliver(out, report=typer.echo)
+    typer.echo("everything is delivered" if done else "MLflow has not got everything yet")
+    raise typer.Exit(0 if done else 5)
+
+
+@app.command()
 def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = False) -> None:  # noqa: B006
     """Fine-tune a registered model, and compare it with scratch, probe and trivial predictors."""
     from finetune.config import load_finetune_recipe

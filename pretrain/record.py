@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from pretrain.export import write_export, write_json
 from pretrain.model import MultimodalModel
 from pretrain.parts import Fitted
 from pretrain.plots import loss_plot, retrieval_plot
-from pretrain.tracking import REGISTERED, Tracker
+from pretrain.tracking import Tracker
 from shards.mixture import Mixture
 from shards.reader import Dataset
 
@@ -37,30 +38,52 @@ class Recorder:
         Number of ranks, for the record.
     enabled : bool
         False on every rank but the first: then every method does nothing.
+    report : callable
+        Gets a line when the tracking server goes away or is back.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, dataset: Dataset | Mixture, *, world: int, enabled: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        dataset: Dataset | Mixture,
+        *,
+        world: int,
+        enabled: bool,
+        report: Callable[[str], None] = print,
+    ) -> None:
         self.recipe, self.out, self.enabled = recipe, out, enabled
         self.data = {"data": dataset.name, "data_sha256": dataset.sha256}
         self.contents = dataset.contents
-        parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
-        self.tracker = Tracker(recipe.tracking.experiment, recipe.name, parameters, enabled=enabled)
+        self.parameters = {**recipe.resolved(), "world": world, "data_samples": len(dataset)}
+        self.report = report
+        self._open = ExitStack()
 
     def __enter__(self) -> Recorder:
-        self.tracker.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.tracker.__exit__(kind, error, trace)
+        self._open.__exit__(kind, error, trace)
 
     def start(self, step: int) -> None:
         """Begin at ``step``: drop the metrics of later steps, which a resumed run will do again."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.tracker = self._open.enter_context(
+            Tracker(
+                self.out,
+                self.recipe.tracking.experiment,
+                self.recipe.name,
+                self.parameters,
+                resume=step > 0,
+                enabled=self.enabled,
+                report=self.report,
+            )
+        )
         if not self.enabled:
             return
         path = self.out / METRICS
-        self.out.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines(keepends=True) if path.exists() and step else []
         # a kill may have cut the last line short
         whole = [line for line in lines if line.endswith("}\n")]
@@ -118,5 +141,4 @@ class Recorder:
                 "metric": f"validation MRR, complete_only={self.recipe.evaluation.complete_only}",
             },
         )
-        write_json(self.out / REGISTERED, {"uri": uri})
         return uri

@@ -1,21 +1,34 @@
-"""MLflow: parameters, metrics and plots of a run, and the registered model. Rank 0 alone writes.
+"""MLflow: parameters, metrics and files of a run, and the registered model. Rank 0 alone writes.
 
-The only module of this package that imports mlflow, and it does so when a run starts: the import
-costs two seconds.
+What is to be told goes into a journal on disk and from there to the server, by a thread: a server that is slow or away
+costs no training time and loses nothing. The only module of this package that imports mlflow, and it does so when
+something is delivered: the import costs two seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pretrain.delivery import Courier
+from pretrain.journal import Event, Journal
+
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHAMPION = "champion"
 SCORE_TAG = "matloom.score"
+RUN_TAG = "matloom.run"
 REGISTERED = "registered.json"
+FOLDER = "tracking"
+# of one call to the server
+PARAMETERS, METRICS = 100, 1000
+FINISH_S = 60.0
+# what MLflow itself would wait for before it says that a server is away: minutes, in which a run could not end
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def tracking_uri() -> str:
@@ -37,29 +50,47 @@ class Tracker:
 
     Parameters
     ----------
+    folder : Path
+        Folder of the run; the journal stands in ``tracking/`` there.
     experiment, run_name : str
-        Where the run appears.
+        Names in MLflow.
     parameters : mapping
-        Nested tables; logged flattened.
+        Logged flattened, when the run first starts.
+    resume : bool
+        Go on in the MLflow run of an earlier start in this folder.
     enabled : bool
         False on every rank but the first: then every method does nothing.
+    report : callable
+        Gets a line when the server goes away or is back.
     """
 
-    def __init__(self, experiment: str, run_name: str, parameters: Mapping[str, Any], *, enabled: bool = True) -> None:
-        self.experiment, self.run_name, self.parameters, self.enabled = experiment, run_name, parameters, enabled
-        self.run_id = ""
+    def __init__(
+        self,
+        folder: Path,
+        experiment: str,
+        run_name: str,
+        parameters: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        enabled: bool = True,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.experiment, self.run_name, self.resume = folder, experiment, run_name, resume
+        self.parameters, self.enabled, self.report = parameters, enabled, report
 
     def __enter__(self) -> Tracker:
         if not self.enabled:
             return self
-        import mlflow
-
-        mlflow.set_tracking_uri(tracking_uri())
-        mlflow.set_experiment(self.experiment)
-        run = mlflow.start_run(run_name=self.run_name, log_system_metrics=True)
-        self.run_id = run.info.run_id
-        flat = {key: str(value)[:500] for key, value in flatten(self.parameters).items()}
-        mlflow.log_params(flat)
+        if not self.resume:
+            _set_aside(self.folder / FOLDER)
+        self.journal = Journal(self.folder / FOLDER)
+        if self.journal.is_new:
+            flat = {key: str(value)[:500] for key, value in flatten(self.parameters).items()}
+            self.journal.append("run", experiment=self.experiment, name=self.run_name, parameters=flat)
+        else:
+            self.journal.append("status", status="RUNNING")
+        self.courier = Courier(self.journal, MLflowServer(self.folder, self.journal), self.report)
+        self.courier.start()
         return self
 
     def __exit__(
@@ -67,28 +98,27 @@ class Tracker:
     ) -> None:
         if not self.enabled:
             return
-        import mlflow
-
-        mlflow.flush_async_logging()
-        mlflow.end_run("FAILED" if error else "FINISHED")
+        self.journal.append("status", status="FINISHED" if error is None else _status(error))
+        if not self.courier.drain(FINISH_S):
+            self.report(f"MLflow has not got everything yet; when it is there: matloom sync {self.folder}")
+        self.courier.stop()
+        self.journal.close()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics without waiting for the store."""
+        """Log metrics without waiting for the server."""
         if self.enabled:
-            import mlflow
-
-            mlflow.log_metrics(dict(values), step=step, synchronous=False)
+            self.journal.metrics(values, step)
+            self.courier.wake()
 
     def files(self, folder: Path, name: str) -> None:
-        """Log the files of a folder (plots, tables) under ``name``."""
+        """Log the files of a folder (plots, tables), which lies in that of the run, under ``name``."""
         if self.enabled:
-            import mlflow
-
-            mlflow.log_artifacts(str(folder), artifact_path=name)
+            self.journal.append("files", folder=str(folder.relative_to(self.folder)), name=name)
+            self.courier.wake()
 
     def register(
         self, folder: Path, name: str, *, score: float, parameters: Mapping[str, Any], contest: Mapping[str, str]
-    ) -> str:
+    ) -> str | None:
         """Register an exported model, and make it ``champion`` if it wins the contest.
 
         Without a champion it is the first. A champion of the same contest is beaten by a better
@@ -97,7 +127,7 @@ class Tracker:
         Parameters
         ----------
         folder : Path
-            The sealed export.
+            The sealed export, in the folder of the run.
         name : str
             Registered model.
         score : float
@@ -109,28 +139,193 @@ class Tracker:
 
         Returns
         -------
-        str
-            ``models:/name/version``.
+        str or None
+            ``models:/name/version``; None where the server is away: `sync` registers it later. The URI is also
+            written to ``registered.json`` in the folder of the run.
         """
-        import mlflow
-        from mlflow import MlflowClient
+        result = self.folder / REGISTERED
+        result.unlink(missing_ok=True)
+        self.journal.append(
+            "register",
+            folder=str(folder.relative_to(self.folder)),
+            name=name,
+            score=score,
+            parameters={key: str(value) for key, value in parameters.items()},
+            contest=dict(contest),
+        )
+        self.courier.drain(FINISH_S)
+        return json.loads(result.read_text())["uri"] if result.exists() else None
+
+
+def sync(folder: Path, *, report: Callable[[str], None] = print, timeout_s: float = 600.0) -> bool:
+    """Deliver what a run that has ended could not tell the server; says whether everything has arrived."""
+    done = True
+    for part in sorted(folder.glob(f"{FOLDER}*")):
+        journal = Journal(part)
+        courier = Courier(journal, MLflowServer(folder, journal), report)
+        courier.start()
+        done = courier.drain(timeout_s) and done
+        courier.stop()
+        journal.close()
+    return done
+
+
+def _set_aside(folder: Path) -> None:
+    """Make room for a new journal; one that is not delivered yet is kept for `sync`."""
+    if not folder.exists():
+        return
+    journal = Journal(folder)
+    delivered, key = journal.is_delivered, journal.state["key"]
+    journal.close()
+    if delivered:
+        shutil.rmtree(folder)
+    else:
+        os.rename(folder, folder.with_name(f"{FOLDER}-{key[:8]}"))
+
+
+def _status(error: BaseException) -> str:
+    """KILLED for a run that saved and was preempted, FAILED for any other end before its own."""
+    return "KILLED" if getattr(error, "exit_code", None) == 75 or isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+class MLflowServer:
+    """Tells a tracking server the events of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run, which files and models are named relative to.
+    journal : Journal
+        Holds the run's key and, once it is known, MLflow's id of it.
+    """
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self.folder, self.journal = folder, journal
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The client; made at the first delivery."""
+        if self._client is None:
+            for name, value in PATIENCE.items():
+                os.environ.setdefault(name, value)
+            import mlflow
+
+            mlflow.set_tracking_uri(tracking_uri())
+            self._client = mlflow.MlflowClient()
+        return self._client
+
+    def deliver(self, events: list[Event], *, doubtful: bool) -> None:
+        """Tell the events in order; metrics that follow each other in one call."""
+        metrics: list[Event] = []
+        for event in [*events, None]:
+            if event is not None and event["kind"] == "metrics":
+                metrics.append(event)
+                continue
+            if metrics:
+                self._metrics(metrics, doubtful)
+                metrics = []
+            if event is not None:
+                getattr(self, f"_{event['kind']}")(event)
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.journal.state["run_id"]
+
+    def _run(self, event: Event) -> None:
+        from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        model = mlflow.initialize_logged_model(
-            name=name, params={key: str(value) for key, value in parameters.items()}, tags=dict(contest)
+        key = self.journal.state["key"]
+        experiment = self.client.get_experiment_by_name(event["experiment"])
+        if experiment is None:
+            try:
+                experiment_id = self.client.create_experiment(event["experiment"])
+            except MlflowException:
+                # somebody else was faster
+                experiment_id = self.client.get_experiment_by_name(event["experiment"]).experiment_id
+        else:
+            experiment_id = experiment.experiment_id
+        found = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'", max_results=1)
+        run = found[0] if found else self._new_run(experiment_id, event, key)
+        parameters = [Param(name, value) for name, value in event["parameters"].items()]
+        for part in _parts(parameters, PARAMETERS):
+            self.client.log_batch(run.info.run_id, params=part)
+        self.journal.state["run_id"] = run.info.run_id
+        self.journal.save()
+
+    def _new_run(self, experiment_id: str, event: Event, key: str) -> Any:
+        return self.client.create_run(
+            experiment_id, start_time=event["time_ms"], run_name=event["name"], tags={RUN_TAG: key}
         )
-        client = MlflowClient()
-        client.log_model_artifacts(model.model_id, str(folder))
-        mlflow.finalize_logged_model(model.model_id, "READY")
-        mlflow.log_metrics({"score": score}, model_id=model.model_id)
-        version = mlflow.register_model(
-            f"models:/{model.model_id}", name, tags={**contest, SCORE_TAG: repr(score)}
-        ).version
+
+    def _metrics(self, events: list[Event], doubtful: bool) -> None:
+        from mlflow.entities import Metric
+
+        known: dict[str, set[int]] = {}
+        if doubtful:
+            names = {name for event in events for name in event["values"]}
+            known = {name: {m.step for m in self.client.get_metric_history(self.run_id, name)} for name in names}
+        metrics = [
+            Metric(name, value, event["time_ms"], event["step"])
+            for event in events
+            for name, value in event["values"].items()
+            if event["step"] not in known.get(name, ())
+        ]
+        for part in _parts(metrics, METRICS):
+            self.client.log_batch(self.run_id, metrics=part)
+
+    def _files(self, event: Event) -> None:
+        self.client.log_artifacts(self.run_id, str(self.folder / event["folder"]), artifact_path=event["name"])
+
+    def _status(self, event: Event) -> None:
+        if event["status"] == "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
+
+    def _register(self, event: Event) -> None:
+        from mlflow.exceptions import MlflowException
+
+        name, score, contest = event["name"], event["score"], event["contest"]
+        version = self._registered(event) or self._new_version(event)
         try:
-            champion = dict(client.get_model_version_by_alias(name, CHAMPION).tags)
-        except MlflowException:
+            champion = dict(self.client.get_model_version_by_alias(name, CHAMPION).tags)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
             champion = {**contest, SCORE_TAG: "-inf"}
         comparable = all(champion.get(key) == value for key, value in contest.items())
         if comparable and score > float(champion.get(SCORE_TAG, "-inf")):
-            client.set_registered_model_alias(name, CHAMPION, version)
-        return f"models:/{name}/{version}"
+            self.client.set_registered_model_alias(name, CHAMPION, version)
+        result = self.folder / f".{REGISTERED}.partial"
+        result.write_text(json.dumps({"uri": f"models:/{name}/{version}"}))
+        os.replace(result, self.folder / REGISTERED)
+
+    def _registered(self, event: Event) -> str | None:
+        """Return the version that an earlier try has made already."""
+        found = self.client.search_model_versions(f"name = '{event['name']}'")
+        mine = self._mark(event)
+        return next((version.version for version in found if version.tags.get(RUN_TAG) == mine), None)
+
+    def _mark(self, event: Event) -> str:
+        return f"{self.journal.state['key']}-{event['time_ms']}"
+
+    def _new_version(self, event: Event) -> str:
+        import mlflow
+
+        name, contest, mark = event["name"], event["contest"], {RUN_TAG: self._mark(event)}
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        model = self.client.create_logged_model(
+            experiment_id, name, self.run_id, {**contest, **mark}, event["parameters"]
+        )
+        self.client.log_model_artifacts(model.model_id, str(self.folder / event["folder"]))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_metric(self.run_id, "score", event["score"], event["time_ms"], model_id=model.model_id)
+        tags = {**contest, **mark, SCORE_TAG: repr(event["score"])}
+        return mlflow.register_model(f"models:/{model.model_id}", name, tags=tags).version
+
+
+def _parts(values: list[Any], most: int) -> Iterable[list[Any]]:
+    return (values[start : start + most] for start in range(0, len(values), most))

@@ -1,0 +1,141 @@
+"""A journal of what is to be told to a tracking server: written at once, delivered when the server is there.
+
+Events are lines of ``journal.jsonl``; ``state.json`` holds how far they have been delivered, and survives a kill at any
+moment. Nothing is lost while the server is away, and nothing is told twice: a metric has one value a step, so that
+what a resumed run measures again is not written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from shards.errors import ConfigError
+
+JOURNAL, STATE, LOCK = "journal.jsonl", "state.json", "lock"
+# a journal that is delivered to its end starts afresh beyond this size
+LARGE = 16 << 20
+
+Event = dict[str, Any]
+
+
+class Journal:
+    """The journal in one folder; one process at a time has it.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+
+    Attributes
+    ----------
+    state : dict
+        ``key`` (names the run for ever), ``offset`` (bytes delivered), ``steps`` (highest step a metric was written
+        for), and what the delivery keeps there (``run_id``).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / JOURNAL
+        self._lock, self._owner = threading.Lock(), FileLock(folder / LOCK)
+        try:
+            self._owner.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                "another process writes this journal", where=folder, do="wait until the run has ended"
+            ) from None
+        self.state: dict[str, Any] = {"key": uuid.uuid4().hex, "offset": 0, "steps": {}}
+        if (folder / STATE).exists():
+            self.state |= json.loads((folder / STATE).read_text())
+        self._cut_last_line()
+        for event in self._read(0, float("inf"))[0]:
+            self._remember(event)
+        self._file = self.path.open("ab")
+        self.save()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has ever been written."""
+        return self.path.stat().st_size == 0 and not self.state["steps"]
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether everything that was written has been delivered."""
+        with self._lock:
+            return self.state["offset"] == self.path.stat().st_size
+
+    def append(self, kind: str, **content: Any) -> None:
+        """Write an event; returns when the operating system has it."""
+        event = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **content}
+        with self._lock:
+            self._remember(event)
+            self._file.write(json.dumps(event).encode() + b"\n")
+            self._file.flush()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Write metrics of a step, less those that have been written for it or a later one."""
+        steps = self.state["steps"]
+        fresh = {name: float(value) for name, value in values.items() if step > steps.get(name, -1)}
+        if fresh:
+            self.append("metrics", step=step, values=fresh)
+
+    def pending(self, most: int) -> tuple[list[Event], int]:
+        """Return the next events that were not delivered, ``most`` at most, and the offset behind them."""
+        with self._lock:
+            return self._read(self.state["offset"], most)
+
+    def delivered(self, offset: int) -> None:
+        """Take note that everything before ``offset`` has been delivered."""
+        with self._lock:
+            self.state["offset"] = offset
+            if offset > LARGE and offset == self.path.stat().st_size:
+                # a kill before the state is written leaves an offset behind the end, which is read as 0
+                self._file.truncate(0)
+                self.state["offset"] = 0
+        self.save()
+
+    def save(self) -> None:
+        """Write the state, by rename."""
+        with self._lock:
+            partial = self.folder / f".{STATE}.partial"
+            partial.write_text(json.dumps(self.state))
+            os.replace(partial, self.folder / STATE)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._file.close()
+        self._owner.release()
+
+    def _read(self, offset: int, most: float) -> tuple[list[Event], int]:
+        events: list[Event] = []
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            while len(events) < most and (line := file.readline()).endswith(b"\n"):
+                events.append(json.loads(line))
+                offset += len(line)
+        return events, offset
+
+    def _remember(self, event: Event) -> None:
+        if event["kind"] == "metrics":
+            steps = self.state["steps"]
+            for name in event["values"]:
+                steps[name] = max(event["step"], steps.get(name, -1))
+
+    def _cut_last_line(self) -> None:
+        """Drop a line that a kill cut short, and offsets behind the end."""
+        self.path.touch()
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        if self.state["offset"] > whole:
+            self.state["offset"] = 0
