@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from statistics import fmean
 
 import torch
@@ -107,6 +107,44 @@ def retrieval(
             row[f"chance_at_{k}"] = min(1.0, k / n)
         rows.append({**row, "median_rank": float(rank.median()), "mrr": float((1 / rank).mean())})
     return rows
+
+
+def alignment(z: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean squared distance of partners, by pair ``a-b`` (Wang and Isola, ICML 2020); 0 is perfect, 2 unrelated.
+
+    Parameters
+    ----------
+    z : mapping of str to Tensor
+        (N, D) unit rows.
+    present : mapping of str to Tensor
+        (N,) bool.
+    """
+    found = {}
+    for a, b in combinations(z, 2):
+        both = present[a] & present[b]
+        if both.any():
+            found[f"{a}-{b}"] = float((z[a][both] - z[b][both]).square().sum(1).mean())
+    return found
+
+
+def uniformity(z: Mapping[str, Tensor], present: Mapping[str, Tensor], *, most: int = 4096) -> dict[str, float]:
+    """Logarithm of the mean of exp(-2 d^2) over pairs of rows, by modality (Wang and Isola, ICML 2020).
+
+    0 where all rows are one; the lower, the more evenly they cover the sphere.
+
+    Parameters
+    ----------
+    z, present : mapping of str to Tensor
+        As in `alignment`.
+    most : int
+        Rows that are looked at: pairs grow with their square.
+    """
+    found = {}
+    for name, rows in z.items():
+        there = rows[present[name]][:most]
+        if len(there) > 1:
+            found[name] = float(torch.pdist(there).square().mul(-2).exp().mean().log())
+    return found
 
 
 def mean_reciprocal_rank(rows: Sequence[Row]) -> float:

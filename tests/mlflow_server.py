@@ -97,8 +97,6 @@ class Proxy:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
-
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -106,6 +104,8 @@ class Proxy:
                 with suppress(ConnectionError, ValueError, OSError):
                     super().handle()
 
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler._handle)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"

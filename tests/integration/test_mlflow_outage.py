@@ -120,9 +120,14 @@ def test_a_new_start_in_the_same_folder_is_a_new_run_and_an_error_is_seen(
     server: MLflow, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    with pytest.raises(ZeroDivisionError), Tracker(run, run.name, "toy", {"a": {"b": 1}}) as tracker:
-        train(run, tracker, range(3))
-        raise ZeroDivisionError
+
+    def fails() -> None:
+        with Tracker(run, run.name, "toy", {"a": {"b": 1}}) as tracker:
+            train(run, tracker, range(3))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert check(server.uri, run, range(3)) == "FAILED"
     with Tracker(run, run.name, "toy", {"a": {"b": 1}}) as tracker:
         train(run, tracker, range(5))
