@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pretrain.objectives.base import GlobalBatch
 
-# renamed in torch 2.14
+# renamed in torch 2.14, from which on gloo can reduce and scatter too
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None)
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather forward; all-reduce and slice backward.
+    """All-gather forward; reduce-scatter backward.
 
     Each rank's loss depends on every rank's rows. Summing the ranks' gradients of a row and keeping
     one's own, together with the mean over ranks that data parallelism takes of the parameters'
@@ -33,11 +34,21 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        # a copy: what autograd hands in may not be changed in place
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        start = dist.get_rank() * ctx.rows
-        return grad[start : start + ctx.rows]
+        return _summed_part(grad, ctx.rows)
+
+
+def _summed_part(grad: Tensor, rows: int) -> Tensor:
+    """Return the sum over the ranks of this rank's part of ``grad`` (world * rows, ...)."""
+    scatter = reduce_scatter or (dist.reduce_scatter_tensor if dist.get_backend() == "nccl" else None)
+    if scatter is not None:
+        mine = grad.new_empty(rows, *grad.shape[1:])
+        scatter(mine, grad.contiguous())
+        return mine
+    # a copy: what autograd hands in may not be changed in place
+    grad = grad.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(grad)
+    start = dist.get_rank() * rows
+    return grad[start : start + rows]
 
 
 def distributed() -> bool:
