@@ -106,10 +106,33 @@ class DataConfig(Strict):
 
 
 class ModalityConfig(Strict):
-    """One modality: its encoder (a plug-in's table) and its augmentation in training."""
+    """One modality: its encoder (a plug-in's table), its augmentation in training, and how it is trained.
+
+    Attributes
+    ----------
+    encoder : dict
+        The plug-in's table.
+    augment : Augment
+        In training.
+    freeze : str
+        ``encoder``: its parameters and buffers stay as they are and it runs in evaluation mode; ``all``: its
+        projection too.
+    weights : str, optional
+        An exported model (``runs/x/best``) whose encoder of the same modality this one starts from, and whose
+        projection where it has the same shape. What the encoder was fitted to comes from there too.
+    lr_scale : float
+        Factor of the encoder's learning rate.
+    layer_decay : float
+        Factor of the learning rate from each stage of the encoder to the one before it (`Encoder.stages`): the last
+        one learns with ``lr_scale``, the one before with ``lr_scale * layer_decay``, and so on.
+    """
 
     encoder: dict[str, Any]
     augment: Augment = Augment()
+    freeze: Literal["none", "encoder", "all"] = "none"
+    weights: str | None = None
+    lr_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    layer_decay: float = Field(1.0, gt=0, le=1)
 
 
 class ProjectionConfig(Strict):
@@ -139,7 +162,7 @@ class ProjectionConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """AdamW with linear warm-up and a cosine schedule.
+    """AdamW with linear warm-up and a cosine schedule; what is computed at once, and in which precision.
 
     Attributes
     ----------
@@ -150,7 +173,20 @@ class OptimConfig(Strict):
     grad_clip : float
         Largest global gradient norm; 0 turns clipping off.
     precision : str
-        ``fp32``, ``bf16`` (autocast of the encoders), or ``auto``: bf16 where the accelerator has it.
+        ``fp32``, ``bf16`` or ``fp16`` (autocast of the encoders), or ``auto``: bf16 where the accelerator has it.
+    micro_batch : int, optional
+        Most rows a rank encodes at a time. The gradient is that of the whole batch, the memory of the encoders that
+        of a micro-batch, and they run forward nearly twice (`pretrain.accumulate`).
+    accumulate : int
+        Consecutive batches whose gradients are averaged before the optimizer's step. Each is compared within itself
+        only: for more negatives take a larger ``data.batch_size`` and a ``micro_batch``. A step of the run is still
+        one batch, with its own learning rate; the optimizer's step takes that of the last one.
+    checkpoint_activations : bool
+        Keep no activations within an encoder, compute them again when its gradient is.
+    compile : bool
+        Compile the encoders (`torch.compile`, for any number of rows).
+    ema : float, optional
+        Decay of a moving average of the weights, such as 0.999; the average is what is validated and exported.
     """
 
     lr: float = Field(1e-4, gt=0)
@@ -160,7 +196,12 @@ class OptimConfig(Strict):
     epochs: int = Field(100, gt=0)
     warmup_epochs: float = Field(5, ge=0)
     grad_clip: float = Field(1.0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_batch: int | None = Field(None, gt=0)
+    accumulate: int = Field(1, gt=0)
+    checkpoint_activations: bool = False
+    compile: bool = False
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class EvaluationConfig(Strict):

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Recipe
 from pretrain.encoders.base import Encoded, Encoder
@@ -31,7 +32,20 @@ class MultimodalModel(nn.Module):
         What the encoders' `fit` returned, by modality.
     autocast : torch.dtype, optional
         Encoders, fusions and projections run under autocast to this type; the objective stays in float32.
+
+    Attributes
+    ----------
+    frozen : tuple of Module
+        Parts that stay in evaluation mode (`pretrain.freezing`).
+    checkpointed : bool
+        Keep no activations within an encoder, compute them again in the backward pass.
+    lr_scales : mapping of Parameter to float
+        Factors of the learning rate where they are not 1.
     """
+
+    frozen: tuple[nn.Module, ...] = ()
+    checkpointed: bool = False
+    lr_scales: Mapping[nn.Parameter, float] = {}
 
     def __init__(
         self,
@@ -43,6 +57,7 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.specs = {name: specs[name] for name in recipe.modalities}
         self.autocast = autocast
+        self.joined = recipe.joined()
         encoders = {name: build_encoder(recipe, spec, fitted.get(name, {})) for name, spec in self.specs.items()}
         self.encoders = nn.ModuleDict(encoders)
         self.fusions = nn.ModuleDict(build_fusions(recipe, encoders))
@@ -60,6 +75,13 @@ class MultimodalModel(nn.Module):
         """How many augmented views of each sample the objective compares, 1 or 2."""
         return 1 + max(parsed(name).view for name in self.names)
 
+    def train(self, mode: bool = True) -> MultimodalModel:
+        """Set training or evaluation mode; frozen parts stay in the latter."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
     def embed(self, modality: str, inputs: Inputs) -> Tensor:
         """Return the projected embeddings (R, D) of R present rows of one modality, not normalised.
 
@@ -72,9 +94,14 @@ class MultimodalModel(nn.Module):
             rows, device = len(encoded.vector), encoded.vector.device
             present = {name: torch.full((rows,), name == modality, device=device) for name in self.specs}
             others = {name: self._nothing(name, rows, encoded.vector) for name in self.specs if name != modality}
-            name = next(name for name in self.names if parsed(name).only in ("", modality))
-            joint = self._fused(parsed(name).base, {modality: encoded, **others}, present, {})
-            return self.projections[parsed(name).base](joint.vector)
+            fusion = self.fusion_of(modality)
+            joint = self._fused(fusion, {modality: encoded, **others}, present, {})
+            return self.projections[fusion](joint.vector)
+
+    def fusion_of(self, modality: str) -> str:
+        """Return the fusion through which the objective reads a modality: one that sees it alone, else the first."""
+        names = [name for name in map(parsed, self.names) if modality in self.joined.get(name.base, ())]
+        return next((name.base for name in names if name.only == modality), names[0].base)
 
     def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the embeddings (b, D) of the first view, and their presence (b,), by name."""
@@ -88,11 +115,12 @@ class MultimodalModel(nn.Module):
         Otherwise a rank would miss a part of the graph and ZeRO would hang or silently mix up gradients.
         """
         z, present = self.encode(batch)
-        if batch.twin is not None and self.views == 2:
+        if self.views == 2:
+            assert batch.twin is not None, "the objective compares two views, the batch has one"
             more = [name for name in self.names if parsed(name).view]
             again, also = self._view(batch.twin, more)
             z, present = {**z, **again}, {**present, **also}
-        return {name: z[name] for name in self.names if name in z}, present
+        return {name: z[name] for name in self.names}, {name: present[name] for name in self.names}
 
     def _view(self, batch: Batch, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         rows = len(batch.ids)
@@ -117,15 +145,19 @@ class MultimodalModel(nn.Module):
                     joint = self._fused(base, spread, present, fused.setdefault(only, {}))
                 whole = self.projections[base](joint.vector).float()
                 presence[name] = self._seen(base, present)[:rows]
-                z[name] = whole[:rows].masked_fill(~presence[name][:, None], 0.0) + 0.0 * whole.sum()
+                z[name] = whole[:rows].masked_fill(~presence[name][:, None], 0.0)
         return z, presence
 
     def _encoded(self, name: str, batch: Batch) -> Encoded:
         """Encode the present rows, or a placeholder where there are none."""
+        encoder = cast(Encoder, self.encoders[name])
         if name in batch.inputs:
-            return self.encoders[name](batch.inputs[name])
-        spec = cast(Encoder, self.encoders[name]).spec
-        return self.encoders[name](move(placeholder(spec), batch.present[name].device))
+            inputs = batch.inputs[name]
+        else:
+            inputs = move(placeholder(encoder.spec), batch.present[name].device)
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(encoder, inputs, use_reentrant=False)
+        return encoder(inputs)
 
     def _fused(
         self, name: str, encoded: Mapping[str, Encoded], present: Mapping[str, Tensor], done: dict[str, Encoded]
@@ -147,7 +179,13 @@ class MultimodalModel(nn.Module):
         return any_present({part: self._seen(part, present) for part in cast(Fusion, self.fusions[name]).inputs})
 
     def _nothing(self, name: str, rows: int, like: Tensor) -> Encoded:
-        return Encoded(like.new_zeros(rows, cast(Encoder, self.encoders[name]).dim))
+        encoder = cast(Encoder, self.encoders[name])
+        vector = like.new_zeros(rows, encoder.dim)
+        return (
+            Encoded(vector, vector[:, None], vector.new_zeros(rows, 1).bool())
+            if encoder.gives_tokens
+            else Encoded(vector)
+        )
 
     def _autocast(self) -> torch.autocast:
         device_type = next(self.parameters()).device.type
@@ -168,17 +206,19 @@ def _one_row(mask: Tensor) -> Tensor:
 
 
 def _spread(encoded: Encoded, batch: Batch, name: str) -> Encoded:
-    """Place the encoded present rows among all rows of the batch, at least one."""
+    """Place the encoded present rows among all rows of the batch, at least one; those of a placeholder nowhere.
+
+    A placeholder has tokens where the encoder gives any, none of them real: whether a fusion reads vectors or tokens,
+    it reaches the same parameters on every rank.
+    """
     present = _one_row(batch.present[name])
-    if name not in batch.inputs:
-        touched = 0.0 * encoded.vector.sum()
-        if encoded.tokens is not None:
-            touched = touched + 0.0 * encoded.tokens.sum()
-        return Encoded(encoded.vector.new_zeros(len(present), encoded.vector.shape[1]) + touched)
     index = present.nonzero().squeeze(1)
 
     def placed(values: Tensor) -> Tensor:
-        return values.new_zeros(len(present), *values.shape[1:]).index_copy(0, index, values)
+        empty = values.new_zeros(len(present), *values.shape[1:])
+        if name in batch.inputs:
+            return empty.index_copy(0, index, values)
+        return empty if values.dtype == torch.bool else empty + 0.0 * values.sum()
 
     if encoded.tokens is None:
         return Encoded(placed(encoded.vector))

@@ -99,7 +99,7 @@ def check_modalities(recipe: Recipe, specs: Mapping[str, ModalitySpec]) -> None:
 
 
 def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Callable[[str], Iterable[Value]]) -> Fitted:
-    """Fit what the encoders must know before they are built.
+    """Fit what the encoders must know before they are built; one with starting weights knows what those were fitted to.
 
     Parameters
     ----------
@@ -108,8 +108,14 @@ def fit_encoders(recipe: Recipe, specs: Mapping[str, ModalitySpec], values: Call
     values : callable
         Modality name to an iterable over its TRAINING values, as stored.
     """
+    # exports hold models, which are made of what is here
+    from pretrain.starting import fitted_of_export
+
     fitted = {}
     for name, config in recipe.modalities.items():
+        if config.weights is not None:
+            fitted[name] = fitted_of_export(recipe, name, specs[name])
+            continue
         options = recipe.encoder(name)
         spec, seen = cropped(specs[name], config.augment), partial(centred, specs[name], config=config.augment)
         fitted[name] = ENCODERS.get(options.kind).fit(spec, options, map(seen, values(name)))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pretrain.depth import Stages, stages_of
 from shards.batch import Inputs
 from shards.plugins import Options, Registry
 from shards.schema import ModalitySpec, Value
@@ -67,6 +68,10 @@ class Encoder(nn.Module):
     def forward(self, inputs: Inputs) -> Encoded:
         """Encode R present rows."""
         raise NotImplementedError
+
+    def stages(self) -> Stages:
+        """Return the parameters from input to output, for ``layer_decay``; by default by the order of the children."""
+        return stages_of(self)
 
 
 ENCODERS: Registry[type[Encoder]] = Registry(
