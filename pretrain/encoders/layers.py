@@ -21,13 +21,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update tokens (R, T, dim); ``mask`` (R, T) is True for real tokens."""
+        """Update tokens (R, T, dim); ``mask`` (R, T) is True for real tokens, (R, T, T) where a row sees a column."""
         rows, length, _ = x.shape
-        qkv = self.qkv(self.norm1(x)).view(rows, length, 3, self.heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=None if mask is None else mask[:, None, None, :]
+        # three views: a permuted whole would be copied once more on the way back
+        query, key, value = (
+            part.view(rows, length, self.heads, self.head_dim).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
         )
+        if mask is not None:
+            mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(rows, length, -1)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 

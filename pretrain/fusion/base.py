@@ -102,5 +102,13 @@ def any_present(present: Mapping[str, Tensor]) -> Tensor:
 
 FUSIONS: Registry[type[Fusion]] = Registry(
     "fusion",
-    {},
+    {
+        "concat": "pretrain.fusion.concat",
+        "gated": "pretrain.fusion.gated",
+        "cross_attention": "pretrain.fusion.cross_attention",
+        "gmca": "pretrain.fusion.gmca",
+        "attention_bottleneck": "pretrain.fusion.bottleneck",
+        "token_transformer": "pretrain.fusion.token_transformer",
+        "low_rank_tensor": "pretrain.fusion.tensor",
+    },
 )
