@@ -79,6 +79,13 @@ ENCODERS: Registry[type[Encoder]] = Registry(
     {
         "potnet": "pretrain.encoders.potnet",
         "cgcnn": "pretrain.encoders.cgcnn",
+        "comformer": "pretrain.encoders.comformer",
+        "schnet": "pretrain.encoders.schnet",
+        "visnet": "pretrain.encoders.visnet",
+        "composition": "pretrain.encoders.composition",
+        "gin": "pretrain.encoders.gin",
+        "dmpnn": "pretrain.encoders.dmpnn",
+        "fingerprint": "pretrain.encoders.fingerprint",
         "spectrum_transformer": "pretrain.encoders.spectrum",
         "xrd": "pretrain.encoders.spectrum",
         "resnext3d": "pretrain.encoders.resnext3d",

@@ -16,12 +16,16 @@ from pretrain.encoders.text import SYMBOLS, build_tokenizer
 from shards.batch import collate_modality, placeholder
 from shards.errors import ConfigError
 from shards.features.crystal import CrystalFeature
+from shards.features.fingerprint import FingerprintFeature
+from shards.features.molecule import MoleculeFeature
 from shards.schema import FieldSpec, ModalitySpec
 from shards.sources.base import Record
 
 CRYSTAL = CrystalFeature(cutoff_a=4.0)
+SMILES = {"molecule": MoleculeFeature(), "fingerprint": FingerprintFeature(bits=64)}
 SPECS = {
     "graph": CRYSTAL.spec("crystal"),
+    **{name: feature.spec(name) for name, feature in SMILES.items()},
     "dos": ModalitySpec(
         name="dos", kind="spectrum", fields={"intensity": FieldSpec(dtype="float32", shape=(61,))},
         feature={"step": "dos", "start": -10.0, "stop": 10.0, "points": 61},
@@ -37,6 +41,13 @@ SPECS = {
 SMALL = {
     "potnet": ("graph", [{}, {"pool": "mean", "summary": False, "potentials": False, "dropout": 0}]),
     "cgcnn": ("graph", [{}, {"summary": False, "layers": 1}]),
+    "comformer": ("graph", [{}, {"summary": False, "channels": 0, "layers": 1}, {"summary": False}]),
+    "schnet": ("graph", [{}, {"summary": False, "layers": 1}]),
+    "visnet": ("graph", [{}, {"summary": False, "layers": 1}, {"summary": False, "dim": 16}]),
+    "composition": ("graph", [{}, {"layers": 0}]),
+    "gin": ("molecule", [{}, {"conv": "gin", "pool": "sum"}, {"conv": "gcn", "layers": 2}]),
+    "dmpnn": ("molecule", [{}, {"pool": "sum", "dim": 32, "layers": 1}]),
+    "fingerprint": ("fingerprint", [{}, {"hidden": [16, 16]}]),
     "spectrum_transformer": (
         "dos",
         [
@@ -73,6 +84,10 @@ def rows(name):
     rng = np.random.default_rng(0)
     if name == "graph":
         return [graph(structure) for structure in structures()]
+    if name in SMILES:
+        return [
+            SMILES[name](Record(id="x", smiles=smiles)) for smiles in ("CC(=O)O", "c1ccncc1", "C", "F/C=C/Cl.[Na+]")
+        ]
     if name == "text":
         return [
             "NaCl is cubic. All Na(1)-Cl(1) bond lengths are 2.82 Å.",
@@ -165,7 +180,7 @@ def test_stored_precision_does_not_matter():
     torch.testing.assert_close(stored, cast)
 
 
-@pytest.mark.parametrize("kind", ["potnet", "cgcnn"])
+@pytest.mark.parametrize("kind", ["potnet", "cgcnn", "comformer", "schnet", "visnet"])
 class TestCrystal:
     def encode(self, kind, *crystals):
         encoder, spec = build({"kind": kind})
