@@ -102,5 +102,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     {
         "anchored": "pretrain.objectives.pairs",
         "all_pairs": "pretrain.objectives.pairs",
+        "tensor": "pretrain.objectives.tensor",
+        "gram": "pretrain.objectives.gram",
+        "symile": "pretrain.objectives.symile",
+        "calmrl": "pretrain.objectives.calmrl",
     },
 )
