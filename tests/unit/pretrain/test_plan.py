@@ -1,0 +1,96 @@
+"""The plan of a run is what the run will be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.config import parse_recipe
+from pretrain.model import MultimodalModel
+from pretrain.parts import fit_encoders
+from pretrain.plan import Plan, make_plan, saved_bytes
+from shards.batch import collate
+from shards.reader import Dataset
+
+
+def recipe_of(toy: Dataset, **optim: object) -> dict[str, object]:
+    vector = {"kind": "vector", "hidden": 512, "dim": 64}
+    return {
+        "name": "plan",
+        "data": {"path": str(toy.location), "batch_size": 12},
+        "modalities": {"a": {"encoder": vector}, "b": {"encoder": {**vector, "hidden": 256}}},
+        "projection": {"dim": 8},
+        "objective": {"kind": "all_pairs"},
+        "optim": {"epochs": 3, "warmup_epochs": 1, **optim},
+    }
+
+
+def plan(toy: Dataset, *, world: int = 1, stage: int = 0, **optim: object) -> tuple[Plan, MultimodalModel]:
+    recipe = parse_recipe(recipe_of(toy, **optim), where="here")
+    dataset = toy.select(["a", "b"])
+    fitted = fit_encoders(recipe, dataset.modalities, lambda name: [s.arrays[name] for s in toy if name in s.arrays])
+    model = MultimodalModel(recipe, dataset.modalities, fitted)
+    settings = {"zero_optimization": {"stage": stage}}
+    return make_plan(recipe, dataset, model, world=world, settings=settings), model
+
+
+def test_steps_rows_and_coverage_are_those_of_the_data(toy: Dataset) -> None:
+    found, _ = plan(toy, world=2)
+    positions = toy.positions("chemical_system", "train")
+    there = {name: [name in toy[int(p)].arrays for p in positions] for name in "ab"}
+    assert found.samples == len(positions)
+    assert found.epoch_steps == -(-len(positions) // 12)
+    assert (found.total_steps, found.warmup_steps) == (3 * found.epoch_steps, found.epoch_steps)
+    assert (found.rank_rows, found.micro_batch) == (6, 6)
+    assert found.coverage == {name: pytest.approx(sum(mask) / len(mask)) for name, mask in there.items()}
+    assert found.pairs == {"a-b": sum(x and y for x, y in zip(there["a"], there["b"], strict=True))}
+
+
+def test_parameters_are_counted_by_part(toy: Dataset) -> None:
+    found, model = plan(toy)
+    assert sum(found.parameters.values()) == found.trained == sum(p.numel() for p in model.parameters())
+    assert found.parameters["encoder/a"] == 6 * 512 + 512 + 512 * 64 + 64
+    assert found.parameters["objective"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "gradients"), [(0, 8.0, 4.0), (1, 8 / 4 + 1, 4.0), (2, 8 / 4 + 1, 1.0), (3, 8 / 4, 1.0)]
+)
+def test_zero_divides_the_states(toy: Dataset, stage: int, optimizer: float, gradients: float) -> None:
+    found, _ = plan(toy, world=4, stage=stage)
+    assert found.memory.optimizer == pytest.approx(optimizer * found.trained, abs=8)
+    assert found.memory.gradients == pytest.approx(gradients * found.trained, abs=8)
+
+
+def test_frozen_parameters_have_no_states(toy: Dataset) -> None:
+    whole, _ = plan(toy)
+    recipe = recipe_of(toy)
+    recipe["modalities"]["a"]["freeze"] = "all"  # type: ignore[index]
+    parsed = parse_recipe(recipe, where="here")
+    dataset = toy.select(["a", "b"])
+    fitted = fit_encoders(parsed, dataset.modalities, lambda name: [s.arrays[name] for s in toy if name in s.arrays])
+    model = MultimodalModel(parsed, dataset.modalities, fitted)
+    found = make_plan(parsed, dataset, model, world=1, settings={})
+    assert found.trained < whole.trained
+    assert found.memory.optimizer == 8 * found.trained
+
+
+def test_activations_are_those_of_the_whole_micro_batch(toy: Dataset) -> None:
+    found, model = plan(toy)
+    samples = [toy[int(p)] for p in toy.positions("chemical_system", "train")[:12]]
+    measured = saved_bytes(model, collate(samples, model.specs))
+    assert found.memory.activations == pytest.approx(measured, rel=0.35)
+    small, _ = plan(toy, micro_batch=3)
+    assert small.memory.activations < 0.5 * found.memory.activations
+
+
+def test_what_a_graph_keeps_is_counted_once() -> None:
+    """Against a count by hand: a linear layer keeps its input, a GELU its own."""
+    from pretrain.plan import _measuring
+
+    layer, x = torch.nn.Linear(10, 20), torch.randn(4, 10)
+    seen = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    with _measuring(seen) as found:
+        y = torch.nn.functional.gelu(layer(x))
+        (y * y).sum()
+    assert sum(found) == 4 * (4 * 10 + 4 * 20 + 4 * 20)
