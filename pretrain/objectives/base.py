@@ -102,6 +102,11 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     {
         "anchored": "pretrain.objectives.pairs",
         "all_pairs": "pretrain.objectives.pairs",
+        "comm": "pretrain.objectives.comm",
+        "cross_self": "pretrain.objectives.comm",
+        "frozen_anchor": "pretrain.objectives.pairs",
+        "fused_anchor": "pretrain.objectives.pairs",
+        "weighted_sum": "pretrain.objectives.weighted",
         "tensor": "pretrain.objectives.tensor",
         "gram": "pretrain.objectives.gram",
         "symile": "pretrain.objectives.symile",
