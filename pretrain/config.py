@@ -212,10 +212,49 @@ class EvaluationConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """A checkpoint every ``every_steps`` steps and at the end; the last ``keep`` are kept."""
+    """When the state of a run is saved.
+
+    Attributes
+    ----------
+    every_steps : int
+        A checkpoint every so many steps, and at the end.
+    keep : int
+        So many of the newest are kept.
+    keep_best : bool
+        The one with the best validation score is kept too.
+    """
 
     every_steps: int = Field(200, gt=0)
     keep: int = Field(2, gt=0)
+    keep_best: bool = True
+
+
+class GuardConfig(Strict):
+    """What is done about steps that would harm the weights, and about a rank that hangs.
+
+    Attributes
+    ----------
+    patience : int
+        Steps in a row whose gradient is thrown away, because it or the loss is not finite or the loss leaps; then the
+        run returns to its newest good checkpoint, and passes over the batches of those steps from there on.
+    rollbacks : int
+        How often it may return; after that it stops. 0: it stops at once.
+    spikes : str
+        What to do where the loss leaps: nothing (``off``), say so (``warn``), or throw the gradient away (``skip``).
+    spike_factor, spike_window : float, int
+        A loss leaps where it exceeds the median of the last ``spike_window`` good ones by more than ``spike_factor``
+        times their median absolute deviation, or that many hundredths of the median where they hardly vary.
+    hang_timeout_s : float
+        Seconds without progress after which a run is ended, and the rank that the others wait for is named;
+        0: never. The collectives' own time-out is half an hour.
+    """
+
+    patience: int = Field(5, gt=0)
+    rollbacks: int = Field(2, ge=0)
+    spikes: Literal["off", "warn", "skip"] = "warn"
+    spike_factor: float = Field(10.0, gt=0, allow_inf_nan=False)
+    spike_window: int = Field(100, gt=1)
+    hang_timeout_s: float = Field(1200.0, ge=0, allow_inf_nan=False)
 
 
 class TrackingConfig(Strict):
@@ -238,6 +277,7 @@ class Recipe(Strict):
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardConfig = GuardConfig()
     deepspeed: dict[str, Any] = {}
     tracking: TrackingConfig = TrackingConfig()
 

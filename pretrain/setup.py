@@ -1,0 +1,132 @@
+"""What a run needs before its model is built, the same on all ranks: data, fitted values, streams; and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from pretrain.agreement import on_first_rank
+from pretrain.checkpoint import Checkpoints
+from pretrain.config import Recipe
+from pretrain.data import open_data
+from pretrain.parts import Fitted, check_modalities, fit_encoders
+from shards.augment import Augmenter
+from shards.errors import CheckpointError, DataError
+from shards.locate import existing, locate
+from shards.mixture import Mixture
+from shards.reader import Dataset
+from shards.schema import Value
+from shards.statistics import standard_deviations
+
+FIT_SAMPLES = 20_000
+
+
+def open_on_all_ranks(recipe: Recipe) -> Dataset | Mixture:
+    """Open the data; what is not there yet is made by the first rank, while the others wait."""
+    names = list(recipe.modalities)
+    first = dist.get_rank() == 0
+    dataset = open_data(recipe.data, names, locate) if first else None
+    dist.barrier()
+    if dataset is None:
+        dataset = open_data(recipe.data, names, existing)
+    check_modalities(recipe, dataset.modalities)
+    return dataset.select(names)
+
+
+def fit(recipe: Recipe, dataset: Dataset | Mixture) -> Fitted:
+    """Fit what the encoders must know to the training samples, or to some of them."""
+    positions = dataset.positions(recipe.data.split, "train")
+    # evenly spread, so that every data set of a mix is looked at
+    positions = positions[:: -(-len(positions) // FIT_SAMPLES)]
+
+    def values(modality: str) -> Iterator[Value]:
+        alone = dataset.select([modality])
+        for position in positions:
+            value = alone[int(position)].value(modality)
+            if value is not None:
+                yield value
+
+    return fit_encoders(recipe, dataset.modalities, values)
+
+
+def noise_scales(recipe: Recipe, dataset: Dataset | Mixture, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by what noise is measured: as the checkpoint has it, or measured by the first rank for all."""
+    noisy = {name for name, config in recipe.modalities.items() if config.augment.gaussian_noise}
+
+    def measured() -> dict[str, Any]:
+        positions = dataset.positions(recipe.data.split, "train")
+        scales = dict(known)
+        for name in sorted(noisy - known.keys()):
+            fields = standard_deviations(dataset, positions, name)
+            scales[name] = {field: values.tolist() for field, values in fields.items()}
+        return scales
+
+    return on_first_rank(measured)
+
+
+def training_augmenter(recipe: Recipe, dataset: Dataset | Mixture, scales: Mapping[str, Any]) -> Augmenter:
+    """Return what is done to a training sample between reading and collation; an anchor is never dropped."""
+    anchor = getattr(recipe.objective_options(), "anchor", None)
+    return Augmenter(
+        dataset.modalities,
+        {name: config.augment for name, config in recipe.modalities.items()},
+        seed=recipe.seed,
+        scales=scales,
+        keep=[anchor] if anchor in recipe.modalities else [],
+    )
+
+
+def identity(recipe: Recipe, dataset: Dataset | Mixture) -> dict[str, Any]:
+    """Return what a step number means: a run that resumed with another of these would repeat or skip samples."""
+    data = recipe.data
+    return {
+        "data_sha256": dataset.sha256,
+        "split": data.split,
+        "batch_size": data.batch_size,
+        "budget": data.budget.model_dump() if data.budget else None,
+        "order": data.training_order().model_dump(mode="json"),
+        "mix": [[entry.name, entry.weight] for entry in data.mix],
+        "seed": recipe.seed,
+        "modalities": list(recipe.modalities),
+    }
+
+
+def refuse_another_run(known: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
+    """Refuse to resume a run whose step numbers mean something else; see `identity`."""
+    for name, value in now.items():
+        if known.get(name) != value:
+            raise CheckpointError(
+                f"the checkpoint was made with another {name}",
+                where=where,
+                why=f"{known.get(name)}, now {value}",
+                do="resume with the recipe and the data of the first start, or start anew with another --out",
+            )
+
+
+def refuse_earlier_run(checkpoints: Checkpoints) -> None:
+    """Refuse to mix a new run with an earlier one's checkpoints, which ``--resume`` would take for its own."""
+    if checkpoints.steps():
+        raise CheckpointError(
+            "the folder holds the checkpoints of an earlier run",
+            where=checkpoints.folder,
+            do="continue it with --resume, or name another --out",
+        )
+
+
+def refuse_useless_validation(recipe: Recipe, dataset: Dataset | Mixture, positions: np.ndarray) -> None:
+    """Refuse a validation part on which nothing can be retrieved, before any step is made."""
+    needed = len(recipe.modalities) if recipe.evaluation.complete_only else 2
+    usable = 0
+    for position in positions:
+        usable += len(dataset[int(position)].modalities) >= needed
+        if usable == 2:
+            return
+    raise DataError(
+        f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
+        where=dataset.location,
+        do="--set evaluation.complete_only=false, or another split",
+    )
