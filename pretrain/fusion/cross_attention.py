@@ -23,6 +23,7 @@ from pretrain.fusion.layers import (
     concatenated,
     others,
     refuse_single,
+    visible,
 )
 from shards.errors import ConfigError
 
@@ -123,11 +124,6 @@ class CrossAttentionFusion(Fusion):
         pooled = {name: self.pool[name](*pair) for name, pair in tokens.items()}
         everything, real = concatenated(list(tokens.values()))
         return Encoded(self.join(pooled, present), everything, real)
-
-
-def visible(real: Tensor) -> Tensor:
-    """Return a mask (b, T) under which attention is finite: rows without any real token attend to their zeros."""
-    return real | ~real.any(dim=1, keepdim=True)
 
 
 def refuse_pooled(inputs: Mapping[str, Width], *, pairs: bool) -> None:

@@ -23,7 +23,7 @@ class Gated(Fusion):
     With ``u_m = P_m h_m`` and the inputs m that are present in a row:
 
     ``scalar``
-        :math:`z = \sum_m \alpha_m u_m`, :math:`\alpha_m = \sigma(q^T W_m h_m + b_m)`. The query q is learned, or the
+        :math:`z = \sum_m \alpha_m u_m`, :math:`\alpha_m = \sigma(q^T (W_m h_m + b_m))`. The query q is learned, or the
         map of one input's vector (a text that says what is asked, AMCI); where that input is absent, it is learned.
     ``feature``
         :math:`z = \sum_m g_m \odot u_m`, :math:`g_m = \sigma(W_m h_m + b_m)` as wide as z.
@@ -89,7 +89,6 @@ class Gated(Fusion):
     def _build_query(self, config: Config) -> None:
         # of length one: the logits start as spread as those of a linear map
         self.query = nn.Parameter(torch.randn(config.query_dim) / config.query_dim**0.5)
-        self.bias = nn.ParameterDict({name: nn.Parameter(torch.zeros(1)) for name in self.inputs})
         if config.query is None:
             return
         if config.query not in self.inputs:
@@ -118,8 +117,7 @@ class Gated(Fusion):
         vectors = {name: part.vector for name, part in encoded.items()}
         raw = torch.stack([self.gates[name](vectors[name]) for name in self.inputs], dim=1)
         if self.form == "scalar":
-            bias = torch.stack([self.bias[name] for name in self.inputs])
-            raw = (raw * self._query(vectors, present)).sum(dim=2, keepdim=True) + bias
+            raw = (raw * self._query(vectors, present)).sum(dim=2, keepdim=True)
         there = torch.stack([present[name] for name in self.inputs], dim=1)
         gates = raw.sigmoid().masked_fill(~there[..., None], 0.0)
         return gates, gates * torch.stack([self.maps[name](vectors[name]) for name in self.inputs], dim=1)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.encoders.base import Encoded
 from pretrain.fusion.base import FusionOptions, Width, token_view
@@ -64,33 +65,41 @@ class Join(nn.Module):
     def __init__(self, widths: Mapping[str, int], dim: int) -> None:
         super().__init__()
         self.maps = nn.ModuleDict({name: nn.Linear(width, dim) for name, width in widths.items()})
-        self.absent = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(dim)) for name in widths})
+        for name in widths:
+            # its own parameters, not a ParameterDict's: ZeRO 3 gathers those of the module whose forward runs
+            self.register_parameter(f"absent_{name}", nn.Parameter(0.02 * torch.randn(dim)))
 
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Return (b, dim) from vectors (b, D) by input."""
         parts = [
-            torch.where(present[name][:, None], linear(vectors[name]), self.absent[name])
+            torch.where(present[name][:, None], linear(vectors[name]), self.get_parameter(f"absent_{name}"))
             for name, linear in self.maps.items()
         ]
         return torch.stack(parts).sum(dim=0)
 
 
 class CrossAttention(nn.Module):
-    """What tokens find in a context: ``MHA(norm(x), norm(context))``, zero in rows whose context is empty."""
+    """What tokens find in a context: multi-head attention of ``norm(x)`` to ``norm(context)``; zero where it is empty.
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+    Not torch's MultiheadAttention, of which ZeRO 3 cannot gather the output's weights.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.norm, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.ask, self.offer = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, real: Tensor) -> Tensor:
         """Return (b, T, dim) for tokens x (b, T, dim), a context (b, C, dim) and its mask (b, C)."""
+        query = self.ask(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        offered = self.offer(self.norm_context(context)).unflatten(2, (2, self.heads, -1))
+        key, value = offered.permute(2, 0, 3, 1, 4)
+        # rows without any key attend to all, which is finite, and their result is dropped
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=visible(real)[:, None, None])
         empty = ~real.any(dim=1)
-        context = self.norm_context(context)
-        # a softmax over no key at all would be NaN
-        closed = ~(real | empty[:, None])
-        found, _ = self.attention(self.norm(x), context, context, key_padding_mask=closed, need_weights=False)
-        return found.masked_fill(empty[:, None, None], 0.0)
+        return self.out(found.transpose(1, 2).flatten(2)).masked_fill(empty[:, None, None], 0.0)
 
 
 class Pool(nn.Module):
@@ -111,6 +120,11 @@ class Pool(nn.Module):
             return self.attend(self.query.expand(len(tokens), -1, -1), tokens, real)[:, 0]
         weights = real[..., None].to(tokens.dtype)
         return (self.norm(tokens) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+
+
+def visible(real: Tensor) -> Tensor:
+    """Return a mask (b, T) under which a softmax is finite: rows without any real token see their zeros."""
+    return real | ~real.any(dim=1, keepdim=True)
 
 
 def build_pools(kind: PoolKind, inputs: Mapping[str, Width], dim: int, heads: int) -> nn.ModuleDict:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.encoders.base import Encoded
 from pretrain.encoders.layers import Block
@@ -20,23 +17,14 @@ from tests.unit.pretrain.fusion.cases import build, inputs
 SMALL = {"dim": 16, "heads": 4}
 
 
-def written_out(module: CrossAttention, x: Tensor, context: Tensor, real: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Softmax(Q K^T / sqrt(width)) V by the definition, and the weights (b, heads, T, C)."""
-    attention = module.attention
-    heads = attention.num_heads
-    projected = [
-        F.linear(values, weight, bias).unflatten(2, (heads, -1)).transpose(1, 2)
-        for values, weight, bias in zip(
-            [module.norm(x), *[module.norm_context(context)] * 2],
-            attention.in_proj_weight.chunk(3),
-            attention.in_proj_bias.chunk(3),
-            strict=True,
-        )
-    ]
-    query, key, value = projected
-    scores = query @ key.transpose(2, 3) / math.sqrt(width)
-    weights = scores.masked_fill(~real[:, None, None], -math.inf).softmax(dim=-1)
-    return attention.out_proj((weights @ value).transpose(1, 2).flatten(2)), weights
+def of_torch(module: CrossAttention) -> nn.MultiheadAttention:
+    """Torch's own attention with the same weights."""
+    attention = nn.MultiheadAttention(16, module.heads, batch_first=True).eval()
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([module.ask.weight, module.offer.weight]))
+        attention.in_proj_bias.copy_(torch.cat([module.ask.bias, module.offer.bias]))
+    attention.out_proj.load_state_dict(module.out.state_dict())
+    return attention
 
 
 def attending() -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
@@ -44,20 +32,31 @@ def attending() -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
     real = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 1, 1], [0, 1, 0, 0, 0]]).bool()
     module = CrossAttention(16, 4).eval()
     # larger weights, so that the attention is uneven
-    nn.init.normal_(module.attention.in_proj_weight, std=0.6)
+    for linear in (module.ask, module.offer, module.out):
+        nn.init.normal_(linear.weight, std=0.6)
+        nn.init.normal_(linear.bias)
     return module, torch.randn(3, 2, 16), torch.randn(3, 5, 16), real
 
 
-def test_cross_attention_is_the_formula_with_the_width_of_a_head() -> None:
+def test_cross_attention_is_that_of_torch_and_a_wrong_scale_is_seen() -> None:
     module, x, context, real = attending()
-    found = module(x, context, real)
-    right, weights = written_out(module, x, context, real, width=4)
-    torch.testing.assert_close(found, right, atol=1e-6, rtol=1e-5)
-    # the wrong scale, sqrt(dim): another result, and a higher entropy
-    wrong, flatter = written_out(module, x, context, real, width=16)
-    assert (wrong - right).abs().max() > 1e-2
-    entropies = [float(-torch.special.xlogy(w, w)[:2].sum(dim=-1).mean()) for w in (weights, flatter)]
-    assert entropies[1] > 1.05 * entropies[0]
+
+    def torch_says() -> tuple[Tensor, Tensor]:
+        asked, offered = module.norm(x), module.norm_context(context)
+        return of_torch(module)(asked, offered, offered, key_padding_mask=~real, average_attn_weights=False)
+
+    def entropy(weights: Tensor) -> float:
+        return float(-torch.special.xlogy(weights, weights)[:2].sum(dim=-1).mean())
+
+    expected, weights = torch_says()
+    torch.testing.assert_close(module(x, context, real), expected, atol=1e-5, rtol=1e-5)
+    # the wrong scale, sqrt(dim) in place of sqrt(dim / heads), is that of queries half as long: evener attention
+    with torch.no_grad():
+        module.ask.weight /= 2
+        module.ask.bias /= 2
+    wrong, evener = torch_says()
+    assert (wrong - expected).abs().max() > 1e-2
+    assert entropy(evener) > 1.05 * entropy(weights)
 
 
 def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept() -> None:
