@@ -1,62 +1,39 @@
-"""InfoNCE between two modalities, over the rows that have both."""
+"""InfoNCE between two embeddings, over the rows that have both."""
 
 from __future__ import annotations
 
-import math
+from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from shards.schema import Strict
+from pretrain.objectives.base import GlobalBatch, Logs
+from pretrain.objectives.pair_losses import PAIR_LOSSES, PairLoss, StreamedOptions, compared
+from pretrain.objectives.streaming import log_sum_exp
+from pretrain.objectives.temperature import Temperature, TemperatureConfig
 
-
-class TemperatureConfig(Strict):
-    """Temperature of the softmax; learned on a log scale, or fixed.
-
-    Attributes
-    ----------
-    learn : bool
-        Learn it, or keep ``init``.
-    init : float
-        Value at the start.
-    min : float
-        A learned temperature is clamped to at least this (CLIP: 0.01, a logit scale of 100).
-    """
-
-    learn: bool = True
-    init: float = Field(0.1, gt=0)
-    min: float = Field(0.01, gt=0)
+__all__ = ["InfoNCE", "Temperature", "TemperatureConfig", "info_nce"]
 
 
-class Temperature(nn.Module):
-    """The logit scale ``1 / temperature``, (1,): DeepSpeed cannot hold a 0-dim parameter."""
-
-    def __init__(self, config: TemperatureConfig) -> None:
-        super().__init__()
-        self.limit = math.log(1 / config.min)
-        log_scale = torch.full((1,), math.log(1 / config.init))
-        if config.learn:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    def forward(self) -> Tensor:
-        """Return the logit scale, (1,)."""
-        log_scale = self.log_scale.float()
-        # the gradient passes the clamp: a temperature at its limit could never rise again otherwise
-        return (log_scale + (log_scale.clamp(max=self.limit) - log_scale).detach()).exp()
-
-
-def info_nce(a_BD: Tensor, b_BD: Tensor, valid: Tensor, *, scale: Tensor, local: slice, world: int = 1) -> Tensor:
+def info_nce(
+    a_BD: Tensor,
+    b_BD: Tensor,
+    valid: Tensor,
+    *,
+    scale: Tensor,
+    local: slice,
+    world: int = 1,
+    smoothing: float = 0.0,
+    **criteria: Any,
+) -> Tensor:
     r"""Symmetric InfoNCE of the rows where both modalities exist.
 
     .. math:: L = \tfrac12 [ \mathrm{mean}_i(-S_{ii} + \log\sum_j e^{S_{ij}})
               + \mathrm{mean}_j(-S_{jj} + \log\sum_i e^{S_{ij}}) ],\quad S = s\, u v^T
 
     with unit rows u, v and logit scale s; rows that are not valid are neither positives nor negatives
-    (van den Oord 2018; CLIP, Radford 2021).
+    (van den Oord 2018; CLIP, Radford 2021). With label smoothing e, the target is 1 - e for the positive and e spread
+    evenly over all candidates that count, the positive included (Szegedy 2016).
 
     Parameters
     ----------
@@ -70,17 +47,52 @@ def info_nce(a_BD: Tensor, b_BD: Tensor, valid: Tensor, *, scale: Tensor, local:
         Rows of this rank; their terms alone are summed.
     world : int
         Number of ranks; the sum is divided by (valid rows of the global batch / world).
+    smoothing : float
+        e.
+    **criteria
+        ``groups`` (B,), ``above``, ``chunk``: as in `pretrain.objectives.streaming.Region`.
 
     Returns
     -------
     Tensor
         0-dim float32. 0 with a graph where no row is valid.
     """
-    rows = valid.nonzero().squeeze(1)
-    u, v = (F.normalize(x[rows].float(), dim=1) for x in (a_BD, b_BD))
-    mine = ((rows >= local.start) & (rows < local.stop)).nonzero().squeeze(1)
-    if len(mine) == 0:
-        return (u.sum() + v.sum() + scale.sum()) * 0.0
-    forward = F.cross_entropy(scale * (u[mine] @ v.T), mine, reduction="sum")
-    backward = F.cross_entropy(scale * (v[mine] @ u.T), mine, reduction="sum")
-    return 0.5 * (forward + backward) * (world / len(rows))
+    pair = compared(a_BD, b_BD, valid, local=local, **criteria)
+    if not pair.mine:
+        return pair.nothing(scale)
+    lse, positive, gap = log_sum_exp(pair.x, pair.y, scale=scale, region=pair.region, gaps=smoothing > 0)
+    losses = lse - positive + smoothing * gap if smoothing else lse - positive
+    return 0.5 * losses.sum() * (world / len(pair.x))
+
+
+@PAIR_LOSSES.register("infonce")
+class InfoNCE(PairLoss):
+    """`info_nce` as a pair loss."""
+
+    class Config(StreamedOptions):
+        """Options of `InfoNCE`.
+
+        Attributes
+        ----------
+        label_smoothing : float
+            Share of the target that is spread over all candidates.
+        """
+
+        kind: Literal["infonce"] = "infonce"
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    def forward(
+        self, a_BD: Tensor, b_BD: Tensor, valid: Tensor, scale: Tensor, batch: GlobalBatch
+    ) -> tuple[Tensor, Logs]:
+        """Return this rank's share."""
+        loss = info_nce(
+            a_BD,
+            b_BD,
+            valid,
+            scale=scale,
+            local=batch.local,
+            world=batch.world,
+            smoothing=self.config.label_smoothing,
+            **self.config.criteria(batch),
+        )
+        return loss, {}

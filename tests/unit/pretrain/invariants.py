@@ -33,7 +33,8 @@ def rows(objective: Objective, count: int, seed: int = 0, share: float = 0.6) ->
     rng = torch.Generator().manual_seed(seed)
     z = {name: torch.randn(count, DIM, generator=rng) for name in objective.names}
     masks = [{name: torch.rand(count, generator=rng) < share for name in objective.modalities} for _ in range(2)]
-    return with_presence(GlobalBatch(z=z, present={}, local=slice(0, count)), objective, masks)
+    groups = torch.randint(0, max(count // 2, 1), (count,), generator=rng)
+    return with_presence(GlobalBatch(z=z, present={}, local=slice(0, count), groups=groups), objective, masks)
 
 
 def with_presence(batch: GlobalBatch, objective: Objective, masks: list[Z]) -> GlobalBatch:
@@ -71,13 +72,15 @@ def check_padding(objective: Objective) -> None:
     loss, grads = evaluate(objective, batch)
     assert loss != 0
     more = rows(objective, 4, seed=1)
+    assert batch.groups is not None and more.groups is not None
     longer = GlobalBatch(
         z={name: torch.cat([z, more.z[name]]) for name, z in batch.z.items()},
         present={name: torch.cat([m, torch.zeros(4, dtype=torch.bool)]) for name, m in batch.present.items()},
         local=slice(0, 13),
+        groups=torch.cat([batch.groups, more.groups]),
     )
     padded, padded_grads = evaluate(objective, longer)
-    assert padded == pytest.approx(loss, abs=1e-6)
+    assert padded == pytest.approx(loss, rel=1e-6, abs=1e-6)
     for name in batch.z:
         close(padded_grads[name][:9], grads[name])
         assert not padded_grads[name][9:].any()
@@ -93,7 +96,7 @@ def check_content_of_missing_rows(objective: Objective) -> None:
             name: torch.where(batch.present[name][:, None], z, torch.tensor(content)) for name, z in batch.z.items()
         }
         other, other_grads = evaluate(objective, replace(batch, z=filled))
-        assert other == pytest.approx(loss, abs=1e-6), content
+        assert other == pytest.approx(loss, rel=1e-6, abs=1e-6), content
         for name in grads:
             close(other_grads[name], grads[name])
 
@@ -101,14 +104,16 @@ def check_content_of_missing_rows(objective: Objective) -> None:
 def check_permutation(objective: Objective) -> None:
     batch = rows(objective, 9)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(5))
+    assert batch.groups is not None
     loss, grads = evaluate(objective, batch)
     shuffled = replace(
         batch,
         z={name: z[order] for name, z in batch.z.items()},
         present={name: mask[order] for name, mask in batch.present.items()},
+        groups=batch.groups[order],
     )
     other, other_grads = evaluate(objective, shuffled)
-    assert other == pytest.approx(loss, abs=1e-6)
+    assert other == pytest.approx(loss, rel=1e-6, abs=1e-6)
     for name in batch.z:
         close(other_grads[name], grads[name][order])
 
@@ -157,7 +162,7 @@ def check_sharding(objective: Objective, tolerance: float = 1e-6) -> None:
             share, mine = evaluate(objective, part)
             losses.append(share)
             total = {name: total[name] + mine[name] / len(sizes) for name in total}
-        assert np.mean(losses) == pytest.approx(loss, abs=tolerance), sizes
+        assert np.mean(losses) == pytest.approx(loss, rel=1e-6, abs=tolerance), sizes
         for name in grads:
             close(total[name], grads[name], tolerance)
 
@@ -168,7 +173,7 @@ def check_logs(objective: Objective) -> None:
     _, whole = objective(batch)
     parts = [objective(replace(batch, local=local, world=2))[1] for local in (slice(0, 7), slice(7, 10))]
     for name, value in whole.items():
-        assert sum(float(part[name]) for part in parts) / 2 == pytest.approx(float(value), abs=1e-6)
+        assert sum(float(part[name]) for part in parts) / 2 == pytest.approx(float(value), rel=1e-6, abs=1e-6)
 
 
 def check_half_precision(objective: Objective) -> None:
