@@ -87,12 +87,16 @@ def masked(encoded: Encoded, present: Tensor) -> Encoded:
 
 
 def token_view(encoded: Encoded, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens (b, T, D) and their mask (b, T); an input without tokens is one token, its vector."""
+    """Return what fusions attend to, (b, 1 + T, D), and its mask (b, 1 + T): the vector, then the tokens if any.
+
+    The vector may hold what no token does (a summary, a fusion's own join); left out, its part of an encoder or fusion
+    would never learn.
+    """
+    vector, there = encoded.vector[:, None], present[:, None]
     if encoded.tokens is None:
-        return encoded.vector[:, None], present[:, None]
-    if encoded.mask is None:
-        return encoded.tokens, present[:, None].expand(encoded.tokens.shape[:2])
-    return encoded.tokens, encoded.mask
+        return vector, there
+    real = there.expand(encoded.tokens.shape[:2]) if encoded.mask is None else encoded.mask
+    return torch.cat([vector, encoded.tokens], dim=1), torch.cat([there, real], dim=1)
 
 
 def any_present(present: Mapping[str, Tensor]) -> Tensor:

@@ -50,7 +50,7 @@ class Adapters(nn.Module):
         self.maps = nn.ModuleDict({name: nn.Linear(width.dim, dim) for name, width in inputs.items()})
 
     def forward(self, encoded: Mapping[str, Encoded], present: Mapping[str, Tensor]) -> dict[str, Tokens]:
-        """Return the tokens of every input; one without tokens is one token, its vector."""
+        """Return the tokens of every input, of which the first is its vector."""
         views = {name: token_view(encoded[name], present[name]) for name in self.maps}
         return {name: (self.maps[name](tokens), real) for name, (tokens, real) in views.items()}
 

@@ -17,11 +17,11 @@ from pretrain.fusion.layers import Adapters, AttentionOptions, concatenated
 
 @FUSIONS.register("token_transformer")
 class TokenTransformer(Fusion):
-    """[CLS; tokens of all inputs] through pre-norm transformer blocks; the joint vector is what CLS has become.
+    """[CLS; all inputs' vectors and tokens] through pre-norm transformer blocks; the joint vector is what CLS becomes.
 
     CoMM (arXiv 2409.07402) has one block with 8 heads and a perceptron of 4 widths, without dropout; its QuickGELU is
-    GELU here, and a norm follows the last block. Padding and absent inputs are masked in every block, in training as
-    in evaluation (the published code forgets it where an input is masked out).
+    GELU here, a norm follows the last block, and an input's vector is one more token. Padding and absent inputs are
+    masked in every block, in training as in evaluation (the published code forgets it where an input is masked out).
     """
 
     class Config(AttentionOptions):

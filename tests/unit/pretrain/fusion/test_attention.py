@@ -91,12 +91,12 @@ def test_every_input_hears_of_every_other_and_reports_tokens(context: str) -> No
         for name, part in encoded.items()
     }
     result = fusion(leaves, present)
-    assert result.tokens.shape[1] == 7 + 3 + 1
-    parts = dict(zip("abc", result.tokens.split([7, 3, 1], dim=1), strict=True))
+    assert result.tokens.shape[1] == 8 + 4 + 1
+    parts = dict(zip("abc", result.tokens.split([8, 4, 1], dim=1), strict=True))
     for name, tokens in parts.items():
         for other, part in leaves.items():
             slope = torch.autograd.grad(
-                (tokens[:, 0] * torch.randn(16)).sum(),
+                (tokens[:, :2] * torch.randn(16)).sum(),
                 part.vector if part.tokens is None else part.tokens,
                 retain_graph=True,
             )[0]
@@ -144,7 +144,7 @@ def slope(fusion: Fusion, *, closed: bool = False, of: str = "a", to: str = "b")
         mask[:, first:, :first] = False
     for block in fusion.blocks:
         x = block(x, mask)
-    start = first + sum({"a": 7, "b": 3, "c": 1}[name] for name in "abc"[: "abc".index(of)])
+    start = first + sum({"a": 8, "b": 4, "c": 1}[name] for name in "abc"[: "abc".index(of)])
     (x[:, start] * torch.randn(16)).sum().backward()
     return float(tokens.grad.abs().max())
 
@@ -209,10 +209,11 @@ def test_the_padding_mask_reaches_attention_in_training_as_in_evaluation() -> No
         assert (fusion(encoded, present).vector - fusion(shorter, present).vector).abs().max() > 1e-3
 
 
-def test_one_input_alone_equals_a_transformer_over_its_tokens_only() -> None:
+def test_one_input_alone_equals_a_transformer_over_its_vector_and_tokens() -> None:
     fusion, (encoded, present) = build({"kind": "token_transformer", **SMALL, "layers": 2}), inputs()
     only_b = {name: mask if name == "b" else torch.zeros_like(mask) for name, mask in present.items()}
-    x = torch.cat([fusion.cls.expand(6, -1, -1), fusion.adapters.maps["b"](encoded["b"].tokens)], dim=1)
+    tokens = torch.cat([encoded["b"].vector[:, None], encoded["b"].tokens], dim=1)
+    x = torch.cat([fusion.cls.expand(6, -1, -1), fusion.adapters.maps["b"](tokens)], dim=1)
     for block in fusion.blocks:
         x = block(x)
     expected = fusion.norm(x)[:, 0]
