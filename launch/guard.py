@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,13 +11,17 @@ from shards.errors import MatloomError
 
 
 def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
-    """Run ``function`` and return the exit code: 0, the error's own, or 70 for what nobody foresaw."""
+    """Run ``function`` and return the exit code: 0, the error's own, or 70 for what nobody foresaw.
+
+    What all ranks find out alike (``on_all_ranks``), the first one says.
+    """
     try:
         function()
     except MatloomError as error:
         if debug:
             traceback.print_exc()
-        print(f"matloom: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "on_all_ranks", False):
+            print(f"matloom: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
         if debug:
@@ -25,3 +30,12 @@ def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         print("  try:   the same with --debug", file=sys.stderr, flush=True)
         return MatloomError.exit_code
     return 0
+
+
+def leave(code: int) -> None:
+    """End this process; after an error at once, without waiting for threads that may wait for a server for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    sys.exit(0)

@@ -15,39 +15,53 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.arguments import recipe_parser
-from launch.guard import guarded
+from launch.guard import guarded, leave
+from pretrain.signals import Signals
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; ``--local_rank`` is what DeepSpeed's launcher adds."""
     parser = recipe_parser(__doc__)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest good checkpoint")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="always",
+        choices=["always", "auto"],
+        help="continue from the newest good checkpoint; auto: start where there has never been one, for requeued jobs",
+    )
     parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed JSON that wins over the recipe's [deepspeed]")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace, signals: Signals) -> None:
     """Train the recipe to its end."""
     from pretrain.config import load_recipe
     from pretrain.train import Trainer
     from shards.recipes import read_tables
 
     recipe = load_recipe(options.config, options.set)
-    settings = read_tables(options.deepspeed_config) if options.deepspeed_config else {}
-    out = options.out or Path("runs") / recipe.name
-    trainer = Trainer(recipe, out, resume=options.resume, settings=settings, report=lambda s: print(s, flush=True))
+    trainer = Trainer(
+        recipe,
+        options.out or Path("runs") / recipe.name,
+        resume="auto" if options.resume == "auto" else options.resume is not None,
+        settings=read_tables(options.deepspeed_config) if options.deepspeed_config else {},
+        report=lambda line: print(line, flush=True),
+        signals=signals,
+    )
     best = trainer.run()
     trainer.report(json.dumps({"best": str(best), "val_mrr": trainer.best, "steps": trainer.step}))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code."""
+    # before the imports of the run, which take seconds
+    signals = Signals().install()
     options = arguments(argv)
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
-    return guarded(lambda: train(options), debug=options.debug)
+    return guarded(lambda: train(options, signals), debug=options.debug)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.feed import Feed
 from pretrain.gather import gather_batch
 from pretrain.model import MultimodalModel
 from shards.stream import BatchStream
@@ -20,7 +21,7 @@ Row = dict[str, str | int | float]
 
 @torch.no_grad()
 def embed_all(
-    model: MultimodalModel, stream: BatchStream, device: torch.device | str = "cpu"
+    model: MultimodalModel, stream: BatchStream | Feed, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Embed every sample of a stream that is not shuffled, each rank its part.
 

@@ -67,8 +67,8 @@ class Recorder:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def start(self, step: int) -> None:
-        """Begin at ``step``: drop the metrics of later steps, which a resumed run will do again."""
+    def start(self, step: int, *, evaluated: bool = True) -> None:
+        """Begin at ``step``; see `rewind`."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.tracker = self._open.enter_context(
             Tracker(
@@ -81,14 +81,23 @@ class Recorder:
                 report=self.report,
             )
         )
+        self.rewind(step, evaluated=evaluated)
+
+    def rewind(self, step: int, *, evaluated: bool = True) -> None:
+        """Drop the metrics of later steps, which will be done again; not ``evaluated``: this step's validation too."""
         if not self.enabled:
             return
         path = self.out / METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() and step else []
         # a kill may have cut the last line short
-        whole = [line for line in lines if line.endswith("}\n")]
+        whole = [(json.loads(line), line) for line in lines if line.endswith("}\n")]
+        kept = [
+            line
+            for values, line in whole
+            if values["step"] < step or (values["step"] == step and (evaluated or "val/mrr" not in values))
+        ]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        partial.write_text("".join(kept))
         os.replace(partial, path)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

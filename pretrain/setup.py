@@ -1,4 +1,4 @@
-"""What a run needs before its model is built, the same on all ranks: data, fitted values, streams; and what it refuses."""
+"""What a run needs before its model is built, the same on all ranks: data and fitted values; and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
 from pretrain.agreement import on_first_rank
@@ -14,8 +13,7 @@ from pretrain.checkpoint import Checkpoints
 from pretrain.config import Recipe
 from pretrain.data import open_data
 from pretrain.parts import Fitted, check_modalities, fit_encoders
-from shards.augment import Augmenter
-from shards.errors import CheckpointError, DataError
+from shards.errors import CheckpointError
 from shards.locate import existing, locate
 from shards.mixture import Mixture
 from shards.reader import Dataset
@@ -68,18 +66,6 @@ def noise_scales(recipe: Recipe, dataset: Dataset | Mixture, known: Mapping[str,
     return on_first_rank(measured)
 
 
-def training_augmenter(recipe: Recipe, dataset: Dataset | Mixture, scales: Mapping[str, Any]) -> Augmenter:
-    """Return what is done to a training sample between reading and collation; an anchor is never dropped."""
-    anchor = getattr(recipe.objective_options(), "anchor", None)
-    return Augmenter(
-        dataset.modalities,
-        {name: config.augment for name, config in recipe.modalities.items()},
-        seed=recipe.seed,
-        scales=scales,
-        keep=[anchor] if anchor in recipe.modalities else [],
-    )
-
-
 def identity(recipe: Recipe, dataset: Dataset | Mixture) -> dict[str, Any]:
     """Return what a step number means: a run that resumed with another of these would repeat or skip samples."""
     data = recipe.data
@@ -115,18 +101,3 @@ def refuse_earlier_run(checkpoints: Checkpoints) -> None:
             where=checkpoints.folder,
             do="continue it with --resume, or name another --out",
         )
-
-
-def refuse_useless_validation(recipe: Recipe, dataset: Dataset | Mixture, positions: np.ndarray) -> None:
-    """Refuse a validation part on which nothing can be retrieved, before any step is made."""
-    needed = len(recipe.modalities) if recipe.evaluation.complete_only else 2
-    usable = 0
-    for position in positions:
-        usable += len(dataset[int(position)].modalities) >= needed
-        if usable == 2:
-            return
-    raise DataError(
-        f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
-        where=dataset.location,
-        do="--set evaluation.complete_only=false, or another split",
-    )
