@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.encoders.layers import Summary, summary_statistics
-from shards.batch import Inputs
-from shards.errors import ConfigError
-from shards.plugins import Options
-from shards.schema import ModalitySpec, Value
+from pretrain.encoders.base import ENCODERS
+from pretrain.encoders.grid import GridEncoder, GridOptions
+from shards.schema import ModalitySpec
 
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 EXPANSION = 2
-QUANTILES = 32
-WAVES = 3  # Fourier components up to this index along each axis
+Padding = Literal["periodic", "zeros"]
 
 
-def periodic(channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv3d:
-    """Convolution without bias on a grid whose opposite faces touch."""
-    mode: Literal["circular", "zeros"] = "circular" if size > 1 else "zeros"
-    return nn.Conv3d(channels_in, channels_out, size, stride, size // 2, groups=groups, bias=False, padding_mode=mode)
+class Wrap(torch.autograd.Function):
+    """Add ``width`` layers of the opposite faces around a grid (R, C, n, n, n).
+
+    The same as torch's circular padding, whose backward fills and copies whole grids six times over: it was a quarter
+    of the network's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, width: int) -> Tensor:
+        """Return (R, C, n + 2 width, ...)."""
+        ctx.width = width
+        return F.pad(x, (width,) * 6, mode="circular")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Add the gradient of each added layer to that of the layer it was copied from."""
+        width = ctx.width
+        for axis in (2, 3, 4):
+            points = grad.shape[axis] - 2 * width
+            inner = grad.narrow(axis, width, points).clone()
+            inner.narrow(axis, points - width, width).add_(grad.narrow(axis, 0, width))
+            inner.narrow(axis, 0, width).add_(grad.narrow(axis, points + width, width))
+            grad = inner
+        return grad, None
+
+
+class GridConv(nn.Conv3d):
+    """Convolution without bias that keeps the number of points; beyond a face lies the opposite one, or zeros."""
+
+    def __init__(self, inside: int, outside: int, size: int, stride: int, groups: int, padding: Padding) -> None:
+        self.halo = size // 2 if padding == "periodic" else 0
+        super().__init__(inside, outside, size, stride, 0 if self.halo else size // 2, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (R, inside, n, n, n)."""
+        return super().forward(Wrap.apply(x, self.halo) if self.halo else x)
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -38,122 +67,70 @@ def norm(channels: int) -> nn.GroupNorm:
 class Bottleneck(nn.Module):
     """ResNeXt block: 1^3, grouped 3^3, 1^3 convolutions beside a shortcut."""
 
-    def __init__(self, channels: int, width: int, stride: int, cardinality: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, cardinality: int, padding: Padding) -> None:
         super().__init__()
         out = width * EXPANSION
         self.branch = nn.Sequential(
-            periodic(channels, width, 1), norm(width), nn.ReLU(),
-            periodic(width, width, 3, stride, cardinality), norm(width), nn.ReLU(),
-            periodic(width, out, 1), norm(out),
+            GridConv(channels, width, 1, 1, 1, padding), norm(width), nn.ReLU(inplace=True),
+            GridConv(width, width, 3, stride, cardinality, padding), norm(width), nn.ReLU(inplace=True),
+            GridConv(width, out, 1, 1, 1, padding), norm(out),
         )  # fmt: skip
         same = stride == 1 and channels == out
-        self.shortcut = nn.Identity() if same else nn.Sequential(periodic(channels, out, 1, stride), norm(out))
+        self.shortcut = (
+            nn.Identity() if same else nn.Sequential(GridConv(channels, out, 1, stride, 1, padding), norm(out))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Update a grid (R, channels, n, n, n)."""
-        return F.relu(self.branch(x) + self.shortcut(x))
+        return F.relu_(self.branch(x).add_(self.shortcut(x)))
 
 
 @ENCODERS.register("resnext3d")
-class ResNeXt3D(Encoder):
-    """Density on a (n, n, n) grid of fractional coordinates -> vector by a 3-D ResNeXt (Hara et al. 2018).
+class ResNeXt3D(GridEncoder):
+    """Density on a (n, n, n) grid of fractional coordinates -> vector by a 3-D ResNeXt (Hara et al., CVPR 2018).
 
-    ``depth = 50`` is the size of MultiMat (arXiv 2312.00111): stem 7^3 stride 2 and max-pool, blocks 3, 4, 6, 3 of
-    widths 128 to 1024,
-    cardinality 32, 2048 features. As published: ``{ kind = "resnext3d", depth = 50, coarsen = 1, scale = "linear",
+    ``depth = 50`` is the network of MultiMat (arXiv 2312.00111): stem 7^3 stride 2 and max-pool, blocks 3, 4, 6, 3 of
+    widths 128, 256, 512, 1024, each of which ends in twice as many channels, cardinality 32, 2048 features -> dim.
+    As published: ``{ kind = "resnext3d", depth = 50, coarsen = 1, scale = "linear", padding = "zeros",
     summary = false, dropout = 0 }``. The small depths start from width 16, cardinality 4 and a grid averaged by four.
 
-    Deviations: circular padding since the cell repeats, and group norm instead of batch norm. Densities span three
-    decades, so they enter as log(1 + rho / mean) by default. ``summary`` adds a perceptron over the density
-    averaged to 8^3, its quantiles (which no rotation, mirror or change of origin alters) and the magnitudes of its
-    longest waves (which no change of origin alters).
+    Deviations: group norm instead of batch norm, so that rows are independent and placeholders cannot enter; the
+    density divided by a constant; circular padding by default, since the cell repeats.
     """
 
-    class Config(Options):
+    class Config(GridOptions):
         """Options of `ResNeXt3D`."""
 
         kind: Literal["resnext3d"] = "resnext3d"
         depth: Literal[14, 26, 50, 101] = 14
         width: int | None = Field(None, ge=4, description="channels of the first blocks; by depth: 16 or 128")
         cardinality: int | None = Field(None, ge=1, description="groups of the 3^3 convolutions; by depth: 4 or 32")
-        dim: int = Field(128, ge=2)
-        coarsen: int = Field(4, ge=1, description="average the grid by this factor first")
-        scale: Literal["log", "linear"] = "log"
-        summary: bool = True
-        summary_points: int = Field(8, ge=1)
-        dropout: float = Field(0.2, ge=0, lt=1)
-
-    reads: ClassVar[frozenset[str]] = frozenset({"grid"})
-    gives_tokens: ClassVar[bool] = True
+        padding: Padding = Field("periodic", description="what lies beyond a face: the opposite one, or zeros")
+        channels_last: bool = Field(True, description="memory order of the feature maps; the result is the same")
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        self.dim = config.dim
-        self.field, self.unit = grid_field(spec), float(fitted["unit"])
         large = config.depth >= 50
         width, cardinality = config.width or (128 if large else 16), config.cardinality or (32 if large else 4)
         channels = 64 if large else width
-        self.stem = periodic(1, channels, 7 if large else 5, 2)
-        stages: list[nn.Module] = []
+        self.stem = GridConv(1, channels, 7 if large else 5, 2, 1, config.padding)
+        layers: list[nn.Module] = []
         for stage, blocks in enumerate(BLOCKS[config.depth]):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(Bottleneck(channels, width << stage, stride, cardinality))
+                layers.append(Bottleneck(channels, width << stage, stride, cardinality, config.padding))
                 channels = (width << stage) * EXPANSION
-        self.stages = nn.Sequential(*stages)
+        self.layers = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(channels, config.dim))
         self.pool_stem = large
-        self.summary = Summary(config.dim, fitted["mean"], fitted["std"], config.dropout) if config.summary else None
+        self.summary = self.build_summary(fitted)
 
-    @classmethod
-    def fit(cls, spec: ModalitySpec, config: Config, values: Iterable[Value]) -> dict[str, Any]:
-        """Learn the unit of density and the statistics of the summary, one grid at a time."""
-        name = grid_field(spec)
-        grids = [np.asarray(cast(Mapping, value)[name]) for value in values]
-        moments = [(float(grid.mean(dtype=np.float64)), float(grid.std(dtype=np.float64))) for grid in grids]
-        unit = float(np.mean([moment[0 if config.scale == "log" else 1] for moment in moments])) or 1.0
-        if not config.summary:
-            return {"unit": unit}
-        rows = [invariants(torch.from_numpy(grid)[None], unit, config) for grid in grids]
-        return {"unit": unit, **summary_statistics(torch.cat(rows))}
-
-    def forward(self, inputs: Inputs) -> Encoded:
-        """Encode R grids; tokens are the cells of the last feature map."""
-        density = cast(Tensor, inputs[self.field])
-        grid = prepare(density, self.unit, self.config.coarsen, self.config.scale)
-        x = F.relu(self.stem(grid[:, None].to(self.stem.weight.dtype)))
+    def tokens(self, grid: Tensor) -> Tensor:
+        """Scaled grids (R, n, n, n) -> the cells of the last feature map (R, T, dim)."""
+        x = F.relu_(self.stem(grid[:, None].to(self.stem.weight.dtype)))
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.pool_stem:
-            x = F.max_pool3d(F.pad(x, (1,) * 6, mode="circular"), 3, 2)
-        tokens = self.out(self.stages(x).flatten(2).transpose(1, 2))
-        vector = tokens.mean(1)
-        if self.summary is not None:
-            vector = vector + self.summary(invariants(density, self.unit, self.config))
-        return Encoded(vector, tokens)
-
-
-def grid_field(spec: ModalitySpec) -> str:
-    """Return the name of the one field with three fixed axes."""
-    names = [name for name, field in spec.fields.items() if len(field.shape) == 3 and field.ragged_axis is None]
-    if len(names) != 1:
-        raise ConfigError(f"modality '{spec.name}' has fields {sorted(spec.fields)}, resnext3d reads exactly one grid")
-    return names[0]
-
-
-def prepare(grid: Tensor, unit: float, coarsen: int, scale: str) -> Tensor:
-    """Average densities (R, n, n, n) in blocks, then scale: ``log(1 + rho / unit)`` or ``rho / unit``."""
-    grid = grid.float()
-    if coarsen > 1:
-        grid = F.avg_pool3d(grid[:, None], coarsen)[:, 0]
-    return torch.log1p(grid.clamp_min(0) / unit) if scale == "log" else grid / unit
-
-
-def invariants(density: Tensor, unit: float, config: ResNeXt3D.Config) -> Tensor:
-    """Plain numbers of densities (R, n, n, n): averages on points^3, quantiles, magnitudes of the longest waves."""
-    grid = prepare(density, unit, 2 if density.shape[1] >= 16 else 1, config.scale)
-    coarse = F.adaptive_avg_pool3d(grid[:, None], config.summary_points).flatten(1)
-    ordered = grid.flatten(1).sort(dim=1).values
-    place = torch.linspace(0, ordered.shape[1] - 1, QUANTILES, device=grid.device).round().long()
-    wave = torch.fft.rfftn(grid, dim=(1, 2, 3), norm="forward").abs()
-    near = torch.arange(-WAVES, WAVES + 1, device=grid.device)
-    spectrum = wave[:, near][:, :, near][..., : WAVES + 1].flatten(1)
-    return torch.cat([coarse, ordered[:, place], torch.log(spectrum + 1e-3)], dim=1)
+            periodic = self.config.padding == "periodic"
+            x = F.max_pool3d(Wrap.apply(x, 1) if periodic else x, 3, 2, 0 if periodic else 1)
+        return self.out(self.layers(x).flatten(2).transpose(1, 2))

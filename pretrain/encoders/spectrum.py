@@ -98,9 +98,23 @@ class SpectrumEncoder(Encoder):
         patches = F.pad(scaled, (0, -self.points % self.patch)).unflatten(1, (-1, self.patch)).to(dtype)
         axis = self.axis.view(-1, self.patch).mean(1, keepdim=True)
         if self.patch == 1:
-            position = self.embed_axis(axis.to(dtype)).expand(len(patches), -1, -1)
-            return self.merge(torch.cat([position, self.embed_value(patches)], dim=2))
+            return self._points(patches, axis.to(dtype))
         return self.embed_axis(waves(axis).to(dtype)) + self.embed_value(patches)
+
+    def _points(self, values: Tensor, axis: Tensor) -> Tensor:
+        """``merge([embed_axis(axis); embed_value(values)])`` of values (R, T, 1) and their places (T, 1).
+
+        Nothing lies between the linear maps, so a token is its place's, which is the same for all rows, plus its value
+        times one vector. In the weights' precision: neighbouring places are one and the same number in bfloat16.
+        """
+
+        def token(place: Tensor, value: Tensor) -> Tensor:
+            return self.merge(torch.cat([self.embed_axis(place), self.embed_value(value)], dim=1))
+
+        with torch.autocast(values.device.type, enabled=False):
+            at_zero = token(axis, torch.zeros_like(axis))
+            slope = token(axis[:1], torch.ones_like(axis[:1])) - at_zero[:1]
+            return torch.addcmul(at_zero, values, slope)
 
     def forward(self, inputs: Inputs) -> Encoded:
         """Encode R spectra."""

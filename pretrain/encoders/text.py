@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from pretrain.encoders.atoms import gaussians, standard_element_features
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
 from pretrain.encoders.layers import Block
+from pretrain.encoders.pretrained_text import Pretrained
+from pretrain.encoders.ragged import masked_mean
 from shards.batch import Inputs
-from shards.errors import ConfigError
 from shards.plugins import Options
 from shards.schema import ModalitySpec, Value
 from shards.vocabulary import ELEMENTS
@@ -42,9 +43,12 @@ class TextEncoder(Encoder):
     (a bag of words), which generalises before the transformer does.
 
     With ``model`` (a folder, or a name on the Hugging Face hub such as ``m3rg-iitd/matscibert``): that model, by
-    `transformers.AutoModel`, mean over its last hidden states, then a linear map; ``freeze`` keeps its weights.
-    MultiMat used frozen MatBERT vectors. When ``fitted["weights_follow"]`` is set (loading a checkpoint) the model
-    is built from its stored configuration and nothing is fetched.
+    `transformers.AutoModel`, mean over its last hidden states, then a linear map, or a perceptron (``hidden``).
+    ``freeze`` keeps its weights; each text then goes through it once, and its vector is kept in memory, or on disk for
+    later runs (``cache``); the vector is then the only token too. MultiMat, as published, on a folder with MatBERT:
+    ``{ kind = "text", model = "matbert", freeze = true, hidden = [512, 512], dim = 128, dropout = 0 }``. When
+    ``fitted["weights_follow"]`` is set (loading a checkpoint) the model is built from its stored configuration and
+    nothing is fetched.
     """
 
     class Config(Options):
@@ -61,7 +65,10 @@ class TextEncoder(Encoder):
         summary: bool = Field(True, description="add a perceptron over pooled token embeddings")
         dropout: float = Field(0.3, ge=0, lt=1)
         model: str | None = Field(None, description="folder or hub name of a transformers model")
+        hidden: tuple[int, ...] = Field((), description="widths of ReLU layers between `model` and its vector")
         freeze: bool = Field(False, description="keep the weights of `model`")
+        cache: Literal["memory", "disk", "off"] = Field("memory", description="where the vectors of a frozen one stay")
+        cache_texts: int = Field(500_000, ge=1, description="most texts whose vectors are kept")
 
     reads: ClassVar[frozenset[str]] = frozenset({"text"})
     gives_tokens: ClassVar[bool] = True
@@ -88,13 +95,20 @@ class TextEncoder(Encoder):
 
     def forward(self, inputs: Inputs) -> Encoded:
         """Encode R texts."""
-        encodings = self.tokenizer.encode_batch(cast(list[str], inputs["text"]))
+        texts = cast(list[str], inputs["text"])
+        if self.config.model and self.config.freeze and self.config.cache != "off":
+            return cast(Pretrained, self.body).cached(texts, self.pieces)
+        return self.body(*self.pieces(texts))
+
+    def pieces(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return piece numbers of texts (R, T) and their mask (R, T)."""
+        encodings = self.tokenizer.encode_batch(texts)
         device = next(self.parameters()).device
         ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.long, device=device)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool, device=device)
         if not mask.any(1).all():  # a text without any known piece: attend to its padding
             mask = mask | ~mask.any(1, keepdim=True)
-        return self.body(ids, mask)
+        return ids, mask
 
     def train(self, mode: bool = True) -> TextEncoder:
         """A frozen model stays in evaluation mode."""
@@ -102,12 +116,6 @@ class TextEncoder(Encoder):
         if self.config.model and self.config.freeze:
             cast(Pretrained, self.body).model.eval()
         return self
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of tokens (R, T, D) where ``mask`` (R, T)."""
-    weight = mask[:, :, None].to(tokens.dtype)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 class Scratch(nn.Module):
@@ -189,54 +197,3 @@ def build_tokenizer(texts: list[str], min_count: int, most: int) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = splitter
     return tokenizer
-
-
-class Pretrained(nn.Module):
-    """A transformers model, the masked mean of its last hidden states, a linear map."""
-
-    def __init__(self, config: TextEncoder.Config, fitted: Mapping[str, Any]) -> None:
-        super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        if fitted.get("weights_follow"):
-            stored = dict(fitted["config"])
-            self.model = AutoModel.from_config(AutoConfig.for_model(stored.pop("model_type"), **stored))
-        else:
-            self.model = _from_hub(AutoModel, cast(str, config.model))
-        self.freeze = config.freeze
-        if config.freeze:
-            self.model.requires_grad_(False).eval()
-        self.out = nn.Linear(self.model.config.hidden_size, config.dim)
-
-    @staticmethod
-    def describe(model: str) -> dict[str, Any]:
-        """Tokenizer and configuration of a model, JSON-able."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        tokenizer = _from_hub(AutoTokenizer, model)
-        return {
-            "tokenizer": tokenizer.backend_tokenizer.to_str(),
-            "pad_id": tokenizer.pad_token_id or 0,
-            "pad_token": tokenizer.pad_token or "[PAD]",
-            "config": _from_hub(AutoConfig, model).to_dict(),
-        }
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """Encode piece numbers (R, T)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        tokens = self.out(hidden.to(self.out.weight.dtype))
-        return Encoded(masked_mean(tokens, mask), tokens, mask)
-
-
-def _from_hub(auto: Any, model: str) -> Any:
-    """Load from a folder or the hub; turn its many errors into one for users."""
-    try:
-        return auto.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot load the transformers model '{model}'",
-            where=auto.__name__,
-            why=str(error).splitlines()[0],
-            do="leave 'model' out to train a small text encoder from scratch",
-        ) from error

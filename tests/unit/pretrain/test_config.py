@@ -57,10 +57,11 @@ def test_a_resolved_recipe_is_complete_and_means_the_same(path: Path, tmp_path: 
     again = load_recipe(tmp_path / "recipe.json")
     assert again.resolved() == resolved
     assert again.optim == load_recipe(path, ["optim.betas=[0.8, 0.99]"]).optim
-    assert resolved["modalities"]["a"]["encoder"] == {"kind": "vector", "hidden": 8, "dim": 4}
+    defaults = ENCODERS.get("vector").Config().model_dump()
+    assert resolved["modalities"]["a"]["encoder"] == {**defaults, "hidden": 8, "dim": 4}
     default = ENCODERS.get("spectrum_transformer").Config(kind="spectrum_transformer")
     assert resolved["modalities"]["dos"]["encoder"]["dropout"] == default.dropout
-    assert resolved["objective"]["temperature"] == {"learn": True, "init": 0.2, "min": 0.01}
+    assert resolved["objective"]["temperature"] == {"learn": True, "init": 0.2, "min": 0.01, "per_pair": False}
     assert list(resolved["modalities"]) == ["a", "dos"]
 
 

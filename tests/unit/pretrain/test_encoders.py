@@ -10,19 +10,24 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from pretrain.encoders.base import ENCODERS
+from pretrain.encoders.grid import invariants
 from pretrain.encoders.layers import Block
-from pretrain.encoders.resnext3d import invariants, periodic
+from pretrain.encoders.resnext3d import GridConv
 from pretrain.encoders.text import SYMBOLS, build_tokenizer
 from shards.batch import collate_modality, placeholder
 from shards.errors import ConfigError
 from shards.features.crystal import CrystalFeature
 from shards.features.fingerprint import FingerprintFeature
+from shards.features.image import ImageFeature
 from shards.features.molecule import MoleculeFeature
+from shards.features.smiles import SmilesFeature
+from shards.features.table import TableFeature
 from shards.schema import FieldSpec, ModalitySpec
 from shards.sources.base import Record
 
 CRYSTAL = CrystalFeature(cutoff_a=4.0)
-SMILES = {"molecule": MoleculeFeature(), "fingerprint": FingerprintFeature(bits=64)}
+SMILES = {"molecule": MoleculeFeature(), "fingerprint": FingerprintFeature(bits=64), "smiles": SmilesFeature()}
+TABLE = TableFeature(columns=("voltage_kv", "flow_ml_h"), categorical={"polymer": ("PVDF", "PAN")})
 SPECS = {
     "graph": CRYSTAL.spec("crystal"),
     **{name: feature.spec(name) for name, feature in SMILES.items()},
@@ -36,6 +41,8 @@ SPECS = {
     ),
     "grid": ModalitySpec(name="rho", kind="grid", fields={"density": FieldSpec(dtype="float16", shape=(16, 16, 16))}),
     "text": ModalitySpec(name="text", kind="text"),
+    "image": ImageFeature(size=32).spec("sem"),
+    "table": TABLE.spec("process"),
     "vector": ModalitySpec(name="magpie", kind="vector", fields={"vector": FieldSpec(dtype="float32", shape=(7,))}),
 }  # fmt: skip
 SMALL = {
@@ -57,9 +64,21 @@ SMALL = {
         ],
     ),
     "xrd": ("xrd", [{"depth": 1, "dim": 32}, {"summary": False, "dim": 32, "depth": 1}]),
-    "resnext3d": ("grid", [{}, {"coarsen": 1, "summary": False, "scale": "linear"}]),
+    "spectrum_cnn": (
+        "dos",
+        [{}, {"pool": "flatten", "axis": False, "scale": "linear", "channels": [8, 6]}, {"blocks": 2, "dim": 16}],
+    ),
+    "resnext3d": (
+        "grid",
+        [{}, {"coarsen": 1, "summary": False, "scale": "linear"}, {"padding": "zeros", "channels_last": False}],
+    ),
+    "vit3d": ("grid", [{}, {"position": "learned", "summary": False, "patch": 4, "coarsen": 2, "scale": "linear"}]),
+    "image": ("image", [{}, {"model": "vit_tiny_patch16_224", "tokens": "patches"}]),
+    "ft_transformer": ("table", [{}, {"depth": 1, "dim": 16}]),
+    "table_mlp": ("table", [{}, {"layers": 0}]),
+    "smiles_transformer": ("smiles", [{}, {"max_tokens": 4, "dim": 16}]),
     "text": ("text", [{"depth": 1, "dim": 32}, {"summary": False, "dim": 32, "depth": 1}, {"depth": 0, "dim": 32}]),
-    "vector": ("vector", [{}]),
+    "vector": ("vector", [{}, {"layers": 2, "hidden": 16, "activation": "relu", "standardise": False}]),
 }
 CASES = [(kind, {"kind": kind, **table}) for kind, (_, tables) in SMALL.items() for table in tables]
 
@@ -95,6 +114,12 @@ def rows(name):
             "SrTiO3 is cubic. Ti(1) is bonded to six O(1) atoms to form octahedra. Sr is there. Ti is there.",
             "Zn is hexagonal. All bond lengths are 2.70 Å.",
         ]
+    if name == "image":
+        return [{"pixels": rng.integers(0, 256, (n, 1, 32, 32), dtype=np.uint8)} for n in (2, 1, 3, 1)]
+    if name == "table":
+        cells = [{"voltage_kv": 18.0, "flow_ml_h": 0.2, "polymer": "PAN"}, {"voltage_kv": 22.0, "polymer": "PVDF"},
+                 {"flow_ml_h": 0.4, "polymer": "PEO"}, {"voltage_kv": 16.0, "flow_ml_h": 0.6}]  # fmt: skip
+        return [TABLE(Record(id="x", columns=columns)) for columns in cells]
     field, spec = next(iter(SPECS[name].fields.items()))
     return [{field: rng.gamma(2.0, 1.0, spec.shape).astype(spec.dtype)} for _ in range(4)]
 
@@ -249,7 +274,7 @@ def test_xrd_a_change_of_lattice_constant_is_a_shift():
 
 
 def test_convolutions_wrap_around():
-    layer = periodic(1, 4, 3)
+    layer = GridConv(1, 4, 3, 1, 1, "periodic")
     grid = torch.rand(1, 1, 6, 6, 6)
     rolled = layer(grid.roll((1, 2, 5), (2, 3, 4)))
     torch.testing.assert_close(rolled, layer(grid).roll((1, 2, 5), (2, 3, 4)))
