@@ -107,7 +107,9 @@ def test_pairs() -> None:
         return {f"{a}-{b}" for a, b in built(table).pairs}
 
     assert pairs({"kind": "all_pairs"}) == {"a-b", "a-c", "b-c"}
-    assert pairs({"kind": "anchored", "anchor": "b"}) == {"b-a", "b-c"} == pairs({"kind": "frozen_anchor", "anchor": "b"})
+    assert (
+        pairs({"kind": "anchored", "anchor": "b"}) == {"b-a", "b-c"} == pairs({"kind": "frozen_anchor", "anchor": "b"})
+    )
     assert pairs({"kind": "anchored", "anchor": "joint"}) == {"joint-a", "joint-b", "joint-c"}
     assert pairs({"kind": "fused_anchor"}) == {"joint-a", "joint-b", "joint-c"}
     assert built({"kind": "fused_anchor"}).names == ("joint", *NAMES)
