@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,9 +13,11 @@ from shards.plugins import Options, Registry
 from shards.schema import ModalitySpec, Value
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """Output of an encoder over R rows.
+
+    A tuple, since ZeRO 3 looks for tensors in tuples: it gathers a module's own parameters for the backward pass only
+    where it finds what the module returned.
 
     Attributes
     ----------
