@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pretrain.objectives.base import GlobalBatch, Objective
 from shards.errors import ConfigError
 from tests.unit.pretrain import invariants
-from tests.unit.pretrain.invariants import CHECKS, DIM, FUSIONS, NAMES, Z, close, evaluate, make, rows
+from tests.unit.pretrain.invariants import CHECKS, DIM, FUSIONS, NAMES, Z, evaluate, make, rows
 
 Table = dict[str, object]
 

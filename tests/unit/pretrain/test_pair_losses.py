@@ -73,8 +73,7 @@ def literal_nt_xent(u: np.ndarray, v: np.ndarray, t: float, drop: Drop, smoothin
         for other in range(2 * n):
             kind = u if other < n else v
             if other != row and not drop(kind, row % n, other % n):
-                if other % n == row % n or not drop(kind, row % n, other % n):
-                    logits.append(float(z[row] @ z[other]) / t)
+                logits.append(float(z[row] @ z[other]) / t)
         total += cross_entropy(logits, float(z[row] @ z[(row + n) % (2 * n)]) / t) / (2 * n)
     return total
 
