@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from launch.guard import guarded
 from launch.shards_cli import shards_app
@@ -22,6 +23,19 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show and explain recipes.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
+
+
+class ResumeCommand(TyperCommand):
+    """A command whose ``--resume`` may stand alone, or before ``auto``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write out what a lone ``--resume`` means."""
+        words = [
+            "--resume=always" if word == "--resume" and following != "auto" else word
+            for word, following in zip(args, [*args[1:], ""], strict=True)
+        ]
+        return super().parse_args(ctx, words)
+
 
 Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
@@ -45,12 +59,18 @@ def demo(
     run_demo(out, accelerators=accelerators)
 
 
-@app.command()
+@app.command(cls=ResumeCommand)
 def pretrain(
     config: Config,
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the newest good checkpoint.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[auto]",
+            help="Continue from the newest good checkpoint; auto: start where there has never been one.",
+        ),
+    ] = None,
     deepspeed_config: Annotated[
         Path | None,
         typer.Option(
@@ -60,20 +80,21 @@ def pretrain(
     accelerators: Annotated[int, typer.Option(min=0, help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
     dry_run: DryRun = False,
 ) -> None:
-    """Pretrain on this host through DeepSpeed's launcher."""
-    from launch.start import deepspeed_command, ranks_here, run
+    """Pretrain on this host through DeepSpeed's launcher, and see that no process outlives the run."""
+    from launch.start import deepspeed_command, environment, ranks_here
+    from launch.supervise import Supervisor
     from pretrain.config import load_recipe
 
-    load_recipe(config, set_)
+    recipe = load_recipe(config, set_)
     options = ["--config", str(config), *[part for item in set_ for part in ("--set", item)]]
     options += ["--out", str(out)] if out else []
-    options += ["--resume"] if resume else []
+    options += ["--resume", resume] if resume else []
     options += ["--deepspeed_config", str(deepspeed_config)] if deepspeed_config else []
     command = deepspeed_command(options, accelerators or ranks_here(most_on_cpu=1))
     if dry_run:
         typer.echo(" ".join(command))
         return
-    raise typer.Exit(run(command))
+    raise typer.Exit(Supervisor(command, environment(), out or Path("runs") / recipe.name).run())
 
 
 @app.command()

@@ -100,7 +100,7 @@ class Signals:
     def request(self, reason: str) -> None:
         """Ask this run to end; only the first reason counts."""
         if self.reason is None:
-            self.reason = f"{reason} of rank {self.rank}"
+            self.reason = reason
             self._write()
 
     def explain(self) -> str:
@@ -121,9 +121,9 @@ class Signals:
             ready, _, _ = select.select([reader], [], [], LOOK_S)
             for number in reader.recv(64) if ready else b"":
                 if number in CAUGHT:
-                    self.request(f"{signal.Signals(number).name}, a signal to the process")
+                    self.request(f"{signal.Signals(number).name} to rank {self.rank}")
             if dead := self._ancestors.dead():
-                self.request(dead)
+                self.request(f"{dead} of rank {self.rank}")
 
 
 class Ancestors:

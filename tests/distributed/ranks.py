@@ -20,8 +20,16 @@ from pretrain.ports import free_port
 
 TIMEOUT_S = 180
 FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-# torch._dynamo comes with the first optimizer, the store of MLflow with the first record
-PRELOADED = ["pretrain.train", "finetune.compare", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store"]
+# torch._dynamo comes with the first optimizer, torch._inductor with DeepSpeed's first ZeRO optimizer, the store of
+# MLflow with the first record, matplotlib with the last
+PRELOADED = [
+    "pretrain.train",
+    "finetune.compare",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "matplotlib.figure",
+]
 
 
 def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
