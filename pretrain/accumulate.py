@@ -12,6 +12,7 @@ objective's own parameters get their gradient with it, in the same way as withou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.gather import distributed, gather_batch
-from pretrain.objectives.base import Logs, Objective
+from pretrain.objectives.base import GlobalBatch, Logs, Objective
 from pretrain.spans import span
 from shards.batch import Batch, rows_of
 from shards.schema import ModalitySpec
@@ -48,7 +49,8 @@ def contrast(
     """Run one batch forward and backward; returns this rank's share of the loss, detached, and values to log.
 
     The gradient is that of the whole batch, whatever ``micro_batch`` is: of the same micro-batches, with the same
-    random numbers, whose graphs are all held at once. The objective runs once, so its buffers move once.
+    random numbers, whose graphs are all held at once. The objective runs once in training mode, so that its buffers
+    move once.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def contrast(
         with torch.no_grad():
             cache.append(Cached(part, random, *encode(part)))
     live, presence = encode(parts[-1])
-    # a frozen modality needs no second pass
+    # embeddings of frozen modalities get no gradient
     learned = [name for name, z in live.items() if z.requires_grad]
     replayed = cache if learned else []
     for cached in replayed:
@@ -92,8 +94,18 @@ def contrast(
     set_boundary(boundary and not replayed)
     with span("backward"):
         backward(loss + factor)
-    _replay(encode, backward, replayed, learned, factor, lambda last: set_boundary(boundary and last))
+    step = Step(encode, backward, set_boundary, boundary)
+    _replay(step, replayed, learned, factor, lambda: touched(objective, everything))
     return loss.detach(), logs
+
+
+class Step(NamedTuple):
+    """What `contrast` was given to run the model with."""
+
+    encode: Encode
+    backward: Callable[[Tensor], None]
+    set_boundary: Callable[[bool], None]
+    boundary: bool
 
 
 class Cached(NamedTuple):
@@ -106,12 +118,7 @@ class Cached(NamedTuple):
 
 
 def _replay(
-    encode: Encode,
-    backward: Callable[[Tensor], None],
-    cache: list[Cached],
-    learned: Sequence[str],
-    factor: Tensor,
-    set_boundary: Callable[[bool], None],
+    step: Step, cache: list[Cached], learned: Sequence[str], factor: Tensor, reached: Callable[[], Tensor]
 ) -> None:
     """Take the loss's gradient at the cached embeddings on into the encoders: backward of sum(z * dL/dz)."""
     if not cache:
@@ -119,12 +126,36 @@ def _replay(
     afterwards = random_state(factor.device)
     for number, cached in enumerate(cache, 1):
         set_random_state(cached.random, factor.device)
-        again, _ = encode(cached.batch)
-        terms = [(again[name] * _gradient(cached.z[name], factor)).sum() for name in learned]
-        set_boundary(number == len(cache))
+        again, _ = step.encode(cached.batch)
+        value = torch.stack([(again[name] * _gradient(cached.z[name], factor)).sum() for name in learned]).sum()
+        last = number == len(cache)
+        if last:
+            value = value + reached()
+        step.set_boundary(step.boundary and last)
         with span("backward"):
-            backward(torch.stack(terms).sum())
+            step.backward(value)
     set_random_state(afterwards, factor.device)
+
+
+def touched(objective: Objective, batch: GlobalBatch) -> Tensor:
+    """Return 0 with a graph to every parameter of the objective, by running it on no rows.
+
+    The last backward pass before the optimizer's step must reach every parameter: an optimizer that is offloaded to
+    the CPU sees no others (DeepSpeed 0.19.8), and forgets what they got in the passes before. Only through its forward
+    pass are parameters there at ZeRO stage 3.
+    """
+    nothing = replace(
+        batch,
+        z={name: z[:0].detach() for name, z in batch.z.items()},
+        present={name: mask[:0] for name, mask in batch.present.items()},
+        local=slice(0, 0),
+        groups=None if batch.groups is None else batch.groups[:0],
+    )
+    training = objective.training
+    objective.eval()
+    zero, _ = objective(nothing)
+    objective.train(training)
+    return zero
 
 
 def _gradient(leaf: Tensor, factor: Tensor) -> Tensor:
