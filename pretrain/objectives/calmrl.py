@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Logs
-from pretrain.objectives.infonce import Temperature, TemperatureConfig
 from pretrain.objectives.linear_gaussian import LinearGaussian
 from pretrain.objectives.multiway import Multiway, MultiwayOptions, of_rank, positions, summed, touched
+from pretrain.objectives.temperature import TemperatureConfig
 from shards.errors import ConfigError
 
 # of squared singular values: under their root, and where two are (nearly) equal
@@ -31,7 +31,7 @@ class CalMrl(Multiway):
               + \beta\,\mathrm{mean}_i\big[ -\log\mathrm{softmax}_j(s\,u_i^T u_j)_i \big]
 
     with the singular values lambda of the D x M matrix of a sample's unit vectors, and its leading left singular
-    vector u, whose sign is that of the vectors' sum. The second term keeps the samples apart.
+    vector u, on the side of the vectors' sum. The second term keeps the samples apart.
 
     A `LinearGaussian` model of the unit vectors is fitted to the stream of training batches by one sweep of online EM
     a step, in buffers, from the global batch. Once it has seen ``warmup_steps`` of them, it puts what it expects in
@@ -88,7 +88,6 @@ class CalMrl(Multiway):
                 f"a hidden cause of width {config.latent} is wider than the embeddings, {config.dim}",
                 where="objective.latent",
             )
-        self.temperature = Temperature(config.temperature)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
         if config.complete:
             self.model = LinearGaussian(len(self.inputs), config.dim, config.latent, config.momentum)
@@ -140,13 +139,18 @@ def leading(vectors_NMD: Tensor, there_NM: Tensor) -> tuple[Tensor, Tensor]:
     They come from the M x M Gram matrix G = V L V^T. To first order in a change of G, an eigenvalue changes by
     v^T dG v, and the leading eigenvector by the sum of v_j (v_j^T dG v_1) / (l_1 - l_j): this is what is
     differentiated, with the quotient damped where the two values meet and the direction is not defined.
+
+    The sign of a direction is that of its product with the sum of the vectors, of which every next one counts half:
+    of two vectors that point apart, the plain sum is at right angles to the direction.
     """
     vectors = vectors_NMD * there_NM[:, :, None]
     gram = (vectors @ vectors.mT).double()
     with torch.no_grad():
-        fixed, basis = torch.linalg.eigh(gram)
-        # eigenvectors have no sign; the direction takes that of the sum of the vectors
-        sign = torch.where((gram @ basis[:, :, -1:]).sum(dim=(1, 2)) < 0, -1.0, 1.0)
+        # what is not finite makes the loss so, which is for the guards to see; the decomposition would raise
+        finite = gram.isfinite().all(dim=(1, 2), keepdim=True)
+        fixed, basis = torch.linalg.eigh(torch.where(finite, gram, torch.eye(gram.shape[1]).to(gram)))
+        counts = 0.5 ** torch.arange(gram.shape[1]).to(gram)
+        sign = torch.where((basis[:, :, -1] * counts).sum(dim=1) < 0, -1.0, 1.0)
         basis = basis * sign[:, None, None]
         gap = fixed[:, -1:] - fixed
         damped = gap / (gap.square() + EPSILON)
@@ -155,7 +159,7 @@ def leading(vectors_NMD: Tensor, there_NM: Tensor) -> tuple[Tensor, Tensor]:
     first = basis[:, :, -1] + (basis @ (damped * change)[:, :, None])[:, :, 0]
     direction = torch.einsum("nk,nkd->nd", first, vectors.double())
     values = (squares.clamp(min=0) + EPSILON).sqrt()
-    return values.float(), F.normalize(direction, dim=1).float()
+    return values.to(vectors.dtype), F.normalize(direction, dim=1).to(vectors.dtype)
 
 
 def alignment(values_NM: Tensor, there_NM: Tensor, tau: float) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Logs
-from pretrain.objectives.infonce import Temperature, TemperatureConfig
 from pretrain.objectives.multiway import Multiway, MultiwayOptions, of_rank, positions, summed, touched, unit
+from pretrain.objectives.temperature import TemperatureConfig
 from shards.errors import ConfigError
 
 # under the root of the volume: its gradient has no bound where vectors are dependent
@@ -62,7 +62,6 @@ class Gram(Multiway):
                 f"the anchor '{anchor}' is none of the inputs", where="objective.inputs", why=", ".join(self.inputs)
             )
         self.anchor, self.others = anchor, tuple(name for name in self.inputs if name != anchor)
-        self.temperature = Temperature(config.temperature)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the loss, and the temperature to log."""

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor, nn
 
 LEAST_VARIANCE = 1e-8
+# keeps matrices invertible where embeddings have collapsed
+RIDGE = 1e-10
+# size of the random part of the loadings at the start, in units of the vectors' coordinates
+START = 0.01
 
 
 class LinearGaussian(nn.Module):
@@ -21,8 +25,10 @@ class LinearGaussian(nn.Module):
     .. math:: z^m = W^m b + \mu^m + e^m,\quad b \sim N(0, I_q),\quad e^m \sim N(0, (s^m)^2 I)
 
     Rows may lack any of their vectors. The E step is in closed form given those observed; the M step solves for W and
-    mu jointly, from sums over the rows (Dempster 1977). The sums decay by ``momentum`` with every batch, so that the
-    model follows a stream whose distribution drifts (online EM, Cappé and Moulines 2009).
+    mu jointly, from sums over the rows (Dempster 1977), and frees mean and covariance of b as well, which W and mu then
+    take over (parameter-expanded EM, Liu, Rubin and Wu 1998): plain EM needs hundreds of sweeps to find the scale of W
+    where noise is low. The sums decay by ``momentum`` with every batch, so that the model follows a stream whose
+    distribution drifts (online EM, Cappé and Moulines 2009).
 
     W is identified up to a rotation of b: compare W W^T.
 
@@ -49,6 +55,7 @@ class LinearGaussian(nn.Module):
     second: Tensor
     cross: Tensor
     square: Tensor
+    rows: Tensor
 
     def __init__(self, modalities: int, dim: int, latent: int, momentum: float = 0.99) -> None:
         super().__init__()
@@ -63,6 +70,7 @@ class LinearGaussian(nn.Module):
         self.register_buffer("second", zeros(modalities, latent + 1, latent + 1))
         self.register_buffer("cross", zeros(modalities, dim, latent + 1))
         self.register_buffer("square", zeros(modalities))
+        self.register_buffer("rows", zeros(1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model, but stay in float64: sums in half precision would be of no use."""
@@ -106,14 +114,20 @@ class LinearGaussian(nn.Module):
 
     @torch.no_grad()
     def update(self, z_NMD: Tensor, present_NM: Tensor) -> None:
-        """Take in one batch of a stream, by a sweep with sums that forget; a modality starts where it is first seen."""
-        self._start(z_NMD, present_NM, self.second[:, -1, -1] == 0)
+        """Take in one batch of a stream, by a sweep with sums that forget; a modality starts where it is first seen.
+
+        What is not finite is left out: the step that made it will be skipped, but the sums would never recover.
+        """
+        present_NM = present_NM & z_NMD.isfinite().all(dim=2)
+        self._start(z_NMD, present_NM)
         self._sweep(z_NMD, present_NM, self.momentum)
 
     @torch.no_grad()
     def fit(self, z_NMD: Tensor, present_NM: Tensor, sweeps: int) -> list[float]:
         """Fit all rows at once, from a new start; returns the mean log-likelihood before each sweep and at the end."""
-        self._start(z_NMD, present_NM, torch.ones_like(self.variance, dtype=torch.bool))
+        for sums in (self.second, self.cross, self.square, self.rows):
+            sums.zero_()
+        self._start(z_NMD, present_NM)
         history = []
         for _ in range(sweeps):
             history.append(self.log_likelihood(z_NMD, present_NM).mean().item())
@@ -128,18 +142,32 @@ class LinearGaussian(nn.Module):
         """Return sum over m of W^T (z - mu) / s^2, (N, q)."""
         return torch.einsum("mdi,nmd->ni", self.weight / self.variance[:, None, None], residual_NMD)
 
-    def _start(self, z_NMD: Tensor, present_NM: Tensor, wanted_M: Tensor) -> None:
-        """Start the wanted modalities that are observed at all: their mean, their square as noise, loadings alike."""
+    def _start(self, z_NMD: Tensor, present_NM: Tensor) -> None:
+        """Start the modalities that are observed for the first time.
+
+        Those of the first batch start together, from the principal components of all: EM that starts each by chance
+        may end where two see the cause in mirror image. One that comes later starts without loadings: the first sweep
+        finds them from the cause that the others tell.
+        """
         seen = present_NM.double()
-        count = seen.sum(dim=0)
+        count, dim = seen.sum(dim=0), z_NMD.shape[2]
+        new = (self.second[:, -1, -1] == 0) & (count > 0)
+        if not new.any():
+            return
         z = torch.where(present_NM[:, :, None], z_NMD.double(), 0.0)
-        wanted = wanted_M & (count > 0)
         mean = z.sum(dim=0) / count.clamp(min=1)[:, None]
-        variance = (z.square().sum(dim=(0, 2)) / (count.clamp(min=1) * z.shape[2])).clamp(min=LEAST_VARIANCE)
-        loadings = self.weight * (variance / self.weight.square().mean(dim=(1, 2)))[:, None, None].sqrt()
-        self.weight.copy_(torch.where(wanted[:, None, None], loadings, self.weight))
-        self.mean.copy_(torch.where(wanted[:, None], mean, self.mean))
-        self.variance.copy_(torch.where(wanted, variance, self.variance))
+        variance = (z.square().sum(dim=(0, 2)) / (count.clamp(min=1) * dim)).clamp(min=LEAST_VARIANCE)
+        self.mean.copy_(torch.where(new[:, None], mean, self.mean))
+        self.variance.copy_(torch.where(new, variance, self.variance))
+        loadings = torch.zeros_like(self.weight)
+        if self.rows == 0:
+            _, values, axes = torch.linalg.svd(self._residual(z, present_NM).flatten(1), full_matrices=False)
+            kept = min(self.weight.shape[2], len(values))
+            principal = (axes[:kept] * values[:kept, None] / len(z) ** 0.5).T.unflatten(0, self.mean.shape)
+            # a column of zeros would stay one
+            loadings = START * self.weight * variance.sqrt()[:, None, None]
+            loadings[:, :, :kept] += principal
+        self.weight.copy_(torch.where(new[:, None, None], loadings, self.weight))
 
     def _sweep(self, z_NMD: Tensor, present_NM: Tensor, momentum: float) -> None:
         """Make an E step on the rows, add their sums to the decayed ones, and make the M step."""
@@ -151,15 +179,42 @@ class LinearGaussian(nn.Module):
         self.second.mul_(momentum).add_(torch.einsum("nm,nij->mij", seen, second))
         self.cross.mul_(momentum).add_(torch.einsum("nmd,ni->mdi", z, one))
         self.square.mul_(momentum).add_(z.square().sum(dim=(0, 2)))
-        self._maximise()
+        known = seen.any(dim=1).double()
+        # in the coordinates of the cause that `_standardise` chose, the earlier rows have mean 0 and covariance 1
+        earlier = momentum * self.rows * torch.eye(second.shape[1], dtype=torch.float64, device=z.device)
+        self.rows.mul_(momentum).add_(known.sum())
+        if self.rows > 0:
+            self._standardise((earlier + torch.einsum("n,nij->ij", known, second)) / self.rows, self._maximise())
 
-    def _maximise(self) -> None:
+    def _maximise(self) -> Tensor:
+        """Solve for the noise, and return W and mu side by side, (M, D, q + 1)."""
         count, dim = self.second[:, -1, -1], self.mean.shape[1]
         known = count > 0
         identity = torch.eye(self.second.shape[1], dtype=torch.float64, device=count.device)
-        second = torch.where(known[:, None, None], self.second, identity)
+        second = torch.where(known[:, None, None], self.second, identity) + RIDGE * count[:, None, None] * identity
         solved = torch.linalg.solve(second, self.cross.mT).mT
         variance = (self.square - (solved * self.cross).sum(dim=(1, 2))) / (count.clamp(min=1e-30) * dim)
-        self.weight.copy_(torch.where(known[:, None, None], solved[:, :, :-1], self.weight))
-        self.mean.copy_(torch.where(known[:, None], solved[:, :, -1], self.mean))
         self.variance.copy_(torch.where(known, variance.clamp(min=LEAST_VARIANCE), self.variance))
+        now = torch.cat([self.weight, self.mean[:, :, None]], dim=2)
+        return torch.where(known[:, None, None], solved, now)
+
+    def _standardise(self, moments: Tensor, solved: Tensor) -> None:
+        """Take W and mu over into coordinates b = L b' + alpha in which the cause has mean 0 and covariance 1.
+
+        Parameters
+        ----------
+        moments : Tensor
+            (q + 1, q + 1) mean of E[b1 b1^T] over the rows.
+        solved : Tensor
+            (M, D, q + 1) W and mu in the coordinates of b.
+        """
+        change, alpha = torch.zeros_like(moments), moments[:-1, -1]
+        ridge = RIDGE * torch.eye(len(alpha), dtype=torch.float64, device=moments.device)
+        change[:-1, :-1] = torch.linalg.cholesky(moments[:-1, :-1] - alpha[:, None] * alpha + ridge)
+        change[:, -1] = moments[:, -1]
+        back = torch.linalg.inv(change)
+        self.second.copy_(back @ self.second @ back.T)
+        self.cross.copy_(self.cross @ back.T)
+        solved = solved @ change
+        self.weight.copy_(solved[:, :, :-1])
+        self.mean.copy_(solved[:, :, -1])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.objectives.base import Objective
+from pretrain.objectives.temperature import Temperature, TemperatureConfig
 from shards.errors import ConfigError
 from shards.plugins import Options
 
@@ -25,10 +26,13 @@ class MultiwayOptions(Options):
         Modalities and fusions that are aligned; none given: all of the recipe.
     chunk : int
         Rows whose logits are held at once; the others' are computed again in the backward pass.
+    temperature : TemperatureConfig
+        One for all; there are no pairs that could have their own.
     """
 
     inputs: tuple[str, ...] = ()
     chunk: int = Field(64, gt=0)
+    temperature: TemperatureConfig = TemperatureConfig()
 
 
 class Multiway(Objective):
@@ -50,6 +54,12 @@ class Multiway(Objective):
                 why=", ".join(self.inputs),
                 do="name them: inputs = [...]",
             )
+        if config.temperature.per_pair:
+            raise ConfigError(
+                f"objective '{config.kind}' compares no pairs, and has one temperature",
+                where="objective.temperature.per_pair",
+            )
+        self.temperature = Temperature(config.temperature)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Logs
-from pretrain.objectives.infonce import Temperature, TemperatureConfig
 from pretrain.objectives.multiway import Multiway, MultiwayOptions, of_rank, positions, summed, touched, unit
+from pretrain.objectives.temperature import TemperatureConfig
 from shards.errors import ConfigError
 
 MOST_ALL = 3
@@ -65,7 +65,6 @@ class Symile(Multiway):
                 why=f"the batch size to the power of {len(self.inputs) - 1}, for every row",
                 do='--set objective.negatives="shuffled"',
             )
-        self.temperature = Temperature(config.temperature)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:

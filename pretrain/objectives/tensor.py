@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Logs
-from pretrain.objectives.infonce import Temperature, TemperatureConfig
 from pretrain.objectives.multiway import Multiway, MultiwayOptions, of_rank, positions, summed, touched, unit
+from pretrain.objectives.temperature import TemperatureConfig
 
 Positives = Literal["graded", "diagonal"]
 
@@ -78,12 +77,6 @@ class TensorClip(Multiway):
         chunk: int = 8
         positives: Positives = "graded"
         temperature: TemperatureConfig = TemperatureConfig(learn=False, init=0.2)
-
-    def __init__(
-        self, config: Config, modalities: Sequence[str], fusions: Mapping[str, Sequence[str]] | None = None
-    ) -> None:
-        super().__init__(config, modalities, fusions)
-        self.temperature = Temperature(config.temperature)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the loss, and each axis' share and the temperature to log."""
