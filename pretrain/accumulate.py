@@ -71,21 +71,15 @@ def contrast(
         Whether the optimizer's step comes after this batch.
     """
     parts = [batch] if micro_batch is None else micro_batches(batch, specs or {}, micro_batch)
-    cache = []
-    for part in parts[:-1]:
-        random = random_state(batch.groups.device)
-        with torch.no_grad():
-            cache.append(Cached(part, random, *encode(part)))
-    live, presence = encode(parts[-1])
+    cache, live = _first_pass(encode, parts, batch.groups.device)
     # embeddings of frozen modalities get no gradient
-    learned = [name for name, z in live.items() if z.requires_grad]
+    learned = [name for name, z in live[0].items() if z.requires_grad]
     replayed = cache if learned else []
     for cached in replayed:
         for name in learned:
             cached.z[name].requires_grad_()
     with span("gather"):
-        z = _joined([*(cached.z for cached in cache), live])
-        present = _joined([*(cached.present for cached in cache), presence])
+        z, present = (_joined([*(cached[i] for cached in cache), live[i]]) for i in (0, 1))
         everything = gather_batch(z, present, batch.groups if objective.needs_groups else None)
     with span("loss"):
         loss, logs = objective(everything)
@@ -109,12 +103,22 @@ class Step(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """A micro-batch, the random state before it was encoded, and its embeddings, which are leaves of the loss."""
+    """A micro-batch's embeddings, which are leaves of the loss, and what it was encoded from."""
 
-    batch: Batch
-    random: RandomState
     z: dict[str, Tensor]
     present: dict[str, Tensor]
+    batch: Batch
+    random: RandomState
+
+
+def _first_pass(encode: Encode, parts: list[Batch], device: torch.device) -> tuple[list[Cached], Embeddings]:
+    """Encode all micro-batches in turn, the last one alone with a graph."""
+    cache = []
+    for part in parts[:-1]:
+        random = random_state(device)
+        with torch.no_grad():
+            cache.append(Cached(*encode(part), part, random))
+    return cache, encode(parts[-1])
 
 
 def _replay(

@@ -60,12 +60,12 @@ class Views(Objective):
         return torch.stack(losses).sum(), {"temperature": 1 / self.temperature().detach()[0]}
 
 
-def recipe(objective: str = "anchored", *, dropout: float = 0.0, **tables: Any) -> Recipe:
-    """Three equal encoders; ``tables`` are merged into the recipe's."""
+def recipe(objective: str = "anchored", *, dropout: float = 0.0, learn: bool = True, **tables: Any) -> Recipe:
+    """Three equal encoders; ``tables`` are merged into the recipe's. ``learn``: the temperature."""
     encoder = {"kind": "vector", "hidden": 8, "dim": 6, "dropout": dropout}
     table: dict[str, Any] = {"kind": objective}
     if objective == "anchored":
-        table |= {"anchor": "a", "temperature": {"init": 0.3}}
+        table |= {"anchor": "a", "temperature": {"init": 0.3, "learn": learn}}
     modalities = {name: {"encoder": encoder, **tables.pop(name, {})} for name in NAMES}
     optim = {
         "lr": 1e-2,
