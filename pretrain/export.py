@@ -65,17 +65,24 @@ def write_export(
     data_sha256: str,
     data_contents: Sequence[str],
     validation: list[Row],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a sealed export; one at ``folder`` is replaced when the new one is complete."""
+    """Write a sealed export; one at ``folder`` is replaced when the new one is complete.
+
+    ``weights`` is the model's whole state (`Engine.weights`), for one whose parameters are spread over the ranks; by
+    default that of ``model``.
+    """
+    weights = model.state_dict() if weights is None else weights
     data = {"data": data_name, "data_sha256": data_sha256, "data_contents": list(data_contents)}
     metrics = {"step": step, **data, "validation": validation}
     with sealing(folder) as stage:
-        safetensors.torch.save_file(contiguous(model.state_dict()), stage / WEIGHTS)
+        safetensors.torch.save_file(contiguous(weights), stage / WEIGHTS)
         write_json(stage / RECIPE, recipe.resolved())
         write_json(stage / SCHEMA, {name: spec.model_dump(mode="json") for name, spec in model.specs.items()})
         write_json(stage / FITTED, fitted)
         write_json(stage / METRICS, metrics)
-        (stage / CARD).write_text(model_card(model, recipe, metrics))
+        count = sum(weights[name].numel() for name, _ in model.named_parameters())
+        (stage / CARD).write_text(model_card(model, count, recipe, metrics))
 
 
 def read_export(folder: Path) -> Export:
@@ -106,13 +113,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-def model_card(model: MultimodalModel, recipe: Recipe, metrics: Mapping[str, Any]) -> str:
+def model_card(model: MultimodalModel, parameters: int, recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     """Return a Markdown card: what the model is, what it reads, what it was trained on, how good it is."""
     lines = [
         f"# {recipe.name}",
         "",
         f"Contrastive pretraining (`{recipe.objective_options().kind}`) on `{metrics['data']}`, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, step {metrics['step']}, seed {recipe.seed}.",
+        f"{parameters:,} parameters, step {metrics['step']}, seed {recipe.seed}.",
         f"Data set manifest sha256 `{metrics['data_sha256']}`.",
         "",
         "| modality | kind | encoder | feature step |",

@@ -59,12 +59,12 @@ def publish(target: Path) -> None:
     files = {}
     for path in sorted(stage.rglob("*")):
         if path.is_file():
-            _flush(path)
+            flush(path)
             files[path.relative_to(stage).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         elif path.is_dir():
             _flush_folder(path)
     (stage / SEAL).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
-    _flush(stage / SEAL)
+    flush(stage / SEAL)
     _flush_folder(stage)
     while True:
         if target.exists():
@@ -186,7 +186,8 @@ def _leads_out(name: str) -> bool:
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write a file through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -196,7 +197,7 @@ def _flush(path: Path) -> None:
 
 def _flush_folder(path: Path) -> None:
     try:
-        _flush(path)
+        flush(path)
     except OSError as error:
         if error.errno not in NO_FLUSH:
             raise
