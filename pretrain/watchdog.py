@@ -1,8 +1,8 @@
 """Ends a run that hangs, and says which rank hangs, in which step, and where in the code.
 
-A rank that waits in a collective is innocent: it waits for one that does not come. So the ranks write down what they
-do, once they suspect something (a quarter of the time-out without progress), and the one is named that does not answer,
-or else that does not wait for others, or else that is furthest behind.
+A rank that waits in a collective is innocent: it waits for one that does not come. So the first rank that has waited
+for too long asks all, by a file in the run's folder, to write down what they do; and the one is named that does not
+answer, or else that does not wait for others, or else that is furthest behind.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from pretrain.export import write_json
 
 EXIT_HANG = 7
 FOLDER, REPORT, ASKED = "watchdog", "hang.txt", "asked"
-# the innermost frame of a thread that waits for other ranks lies here
-WAITS = ("torch/distributed/", "deepspeed/comm/", "pretrain/gather.py", "pretrain/signals.py")
+# the innermost frame of a thread that waits for other ranks lies here: that of backward passes is one of its own
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
+# the main thread waits here for the result of a collective that runs on a GPU
+RESULTS = ("pretrain/gather.py", "pretrain/signals.py")
 ROOMS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("pretrain", "shards", "launch", "tests"))
 
 
@@ -131,31 +133,25 @@ class Watchdog:
                 # the whole process was stopped, by Ctrl-Z for example, and has just gone on
                 self._since = woke
             idle = woke - self._since
-            if idle > self.timeout_s:
+            if idle > self.timeout_s or (self.folder / FOLDER / ASKED).exists():
                 self._end()
-            if idle > self.timeout_s / 4 or (self.folder / FOLDER / ASKED).exists():
-                self._write()
 
     def _end(self) -> None:
         """Name the rank that hangs, write the stacks, and end this process."""
         assert self._stacks is not None
+        self._write()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         (self.folder / FOLDER / ASKED).touch()
-        self._write()
         deadline = time.monotonic() + self.interval_s + 2
         while (silent := self._silent()) and time.monotonic() < deadline:
             time.sleep(self.interval_s / 10)
-        positions = self._positions()
-        guilty = culprit(positions, silent)
-        speaker = min((p.rank for p in positions if p.rank not in silent), default=self.rank)
-        if self.rank == speaker:
-            self._report(positions, guilty, silent)
-        elif self.rank == guilty:
-            # its stacks are in the report, which the speaker is writing
-            time.sleep(1)
+        if self.rank == min(set(range(self.world)) - set(silent)):
+            self._report(silent)
         os._exit(EXIT_HANG)
 
-    def _report(self, positions: list[Position], guilty: int, silent: list[int]) -> None:
+    def _report(self, silent: list[int]) -> None:
+        positions = self._positions()
+        guilty = culprit(positions, silent)
         named = {p.rank: p for p in positions}
         states = {rank: _stacks_of(named[rank]) for rank in silent if rank in named}
         hung = named.get(guilty, Position(guilty, 0, "an unknown host"))
@@ -178,16 +174,13 @@ class Watchdog:
             _kill(named[rank])
 
     def _silent(self) -> list[int]:
-        """Return the ranks that have not written since they were asked."""
-        mine = self._file("json").stat().st_mtime
+        """Return the ranks that have not written their stacks."""
         silent = []
         for rank in range(self.world):
-            try:
-                age = mine - self._file("json", rank).stat().st_mtime
-            except FileNotFoundError:
-                age = float("inf")
-            if age > 3 * self.interval_s:
-                silent.append(rank)
+            with suppress(FileNotFoundError):
+                if self._file("stacks", rank).stat().st_size:
+                    continue
+            silent.append(rank)
         return silent
 
     def _positions(self) -> list[Position]:
@@ -200,14 +193,15 @@ class Watchdog:
     def _write(self) -> None:
         frames = sys._current_frames()
         frames.pop(threading.get_ident(), None)
+        main = frames.get(self._main or 0)
         position = Position(
             rank=self.rank,
             pid=os.getpid(),
             host=socket.gethostname(),
             step=self._step,
             phase=self._phase,
-            at=_place(frames.get(self._main or 0)),
-            waiting=any(_waits(frame) for frame in frames.values()),
+            at=_place(main),
+            waiting=_is_in(main, RESULTS) or any(_is_in(frame, COLLECTIVES) for frame in frames.values()),
             idle_s=time.monotonic() - self._since,
         )
         with suppress(OSError):
@@ -224,8 +218,8 @@ def culprit(positions: list[Position], silent: list[int]) -> int:
     return min(positions, key=lambda p: (p.waiting, p.step, -p.idle_s)).rank
 
 
-def _waits(frame: FrameType) -> bool:
-    return any(part in frame.f_code.co_filename for part in WAITS)
+def _is_in(frame: FrameType | None, files: tuple[str, ...]) -> bool:
+    return frame is not None and any(part in frame.f_code.co_filename for part in files)
 
 
 def _place(frame: FrameType | None) -> str:
