@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 TREE = {
     "spectra": {"kind": "cross_attention", "inputs": ["a", "b"], **SMALL},
-    "joint": {"kind": "gmca", "inputs": ["spectra", "c"], **SMALL},
+    "joint": {"kind": "gmca", "inputs": ["spectra", "b", "c"], **SMALL},
 }
 
 

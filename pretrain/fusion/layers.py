@@ -88,14 +88,15 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.ask, self.offer = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        # a softmax does not change with a bias of the keys: its gradient is rounding, which Adam would follow
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, real: Tensor) -> Tensor:
         """Return (b, T, dim) for tokens x (b, T, dim), a context (b, C, dim) and its mask (b, C)."""
-        query = self.ask(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        offered = self.offer(self.norm_context(context)).unflatten(2, (2, self.heads, -1))
-        key, value = offered.permute(2, 0, 3, 1, 4)
+        context = self.norm_context(context)
+        projected = self.query(self.norm(x)), self.key(context), self.value(context)
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
         # rows without any key attend to all, which is finite, and their result is dropped
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=visible(real)[:, None, None])
         empty = ~real.any(dim=1)

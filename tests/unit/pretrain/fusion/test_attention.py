@@ -21,8 +21,8 @@ def of_torch(module: CrossAttention) -> nn.MultiheadAttention:
     """Torch's own attention with the same weights."""
     attention = nn.MultiheadAttention(16, module.heads, batch_first=True).eval()
     with torch.no_grad():
-        attention.in_proj_weight.copy_(torch.cat([module.ask.weight, module.offer.weight]))
-        attention.in_proj_bias.copy_(torch.cat([module.ask.bias, module.offer.bias]))
+        attention.in_proj_weight.copy_(torch.cat([module.query.weight, module.key.weight, module.value.weight]))
+        attention.in_proj_bias.copy_(torch.cat([module.query.bias, torch.zeros(16), module.value.bias]))
     attention.out_proj.load_state_dict(module.out.state_dict())
     return attention
 
@@ -32,9 +32,10 @@ def attending() -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
     real = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 1, 1], [0, 1, 0, 0, 0]]).bool()
     module = CrossAttention(16, 4).eval()
     # larger weights, so that the attention is uneven
-    for linear in (module.ask, module.offer, module.out):
+    for linear in (module.query, module.key, module.value, module.out):
         nn.init.normal_(linear.weight, std=0.6)
-        nn.init.normal_(linear.bias)
+        if linear.bias is not None:
+            nn.init.normal_(linear.bias)
     return module, torch.randn(3, 2, 16), torch.randn(3, 5, 16), real
 
 
@@ -52,8 +53,8 @@ def test_cross_attention_is_that_of_torch_and_a_wrong_scale_is_seen() -> None:
     torch.testing.assert_close(module(x, context, real), expected, atol=1e-5, rtol=1e-5)
     # the wrong scale, sqrt(dim) in place of sqrt(dim / heads), is that of queries half as long: evener attention
     with torch.no_grad():
-        module.ask.weight /= 2
-        module.ask.bias /= 2
+        module.query.weight /= 2
+        module.query.bias /= 2
     wrong, evener = torch_says()
     assert (wrong - expected).abs().max() > 1e-2
     assert entropy(evener) > 1.05 * entropy(weights)
