@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
 from pretrain.objectives.base import GlobalBatch, Objective
+from tests.distributed import toy_engine
 from tests.distributed.ranks import spawn
 from tests.unit.pretrain.invariants import DIM, close, evaluate, make, rows
 
@@ -89,3 +92,41 @@ def test_two_ranks_equal_one_process() -> None:
                 # not only close: ranks must never drift apart
                 assert (value == by_rank[0][number]["buffers"][name]).all(), (table, name)
         assert any(results[number]["grads"]["c"].any() for results in by_rank)
+
+
+# Through DeepSpeed, with encoders, as a run does
+
+
+def train(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from pretrain.config import parse_recipe
+    from pretrain.engine import Engine, start_process_group
+    from pretrain.model import MultimodalModel
+
+    start_process_group()
+    results = []
+    for table, stage in zip(tables, (3, 2, 1, 0, 3), strict=True):
+        config = parse_recipe({**toy_engine.recipe(), "objective": table}, where="toy")
+        torch.manual_seed(0)
+        fitted = {name: {"mean": [0.0] * 6, "std": [1.0] * 6} for name in toy_engine.NAMES}
+        model = MultimodalModel(config, toy_engine.specs(), fitted)
+        options = {"batch_size": toy_engine.BATCH, "warmup_steps": 0, "total_steps": STEPS, "seed": 0}
+        run = Engine(model, config.optim, settings=toy_engine.zero(stage), **options)
+        logs = []
+        for step, part in enumerate(toy_engine.parts()):
+            logs.append(run.compute(part, step))
+            run.apply()
+        buffers = numbers(dict(run.module.objective.named_buffers()))
+        results.append({"logs": logs, "parameters": toy_engine.whole(run), "buffers": buffers})
+    return results
+
+
+def test_two_ranks_train_as_one_at_every_zero_stage() -> None:
+    (one,), two = spawn(train, 1, TABLES), spawn(train, 2, TABLES)
+    for number, table in enumerate(TABLES):
+        for rank in two:
+            for ours, theirs in zip(rank[number]["logs"], one[number]["logs"], strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5), table
+            for part in ("parameters", "buffers"):
+                for name, value in one[number][part].items():
+                    np.testing.assert_allclose(rank[number][part][name], value, atol=2e-5, rtol=1e-4)
+    assert all(any(logs["loss"] != 0 for logs in result["logs"]) for result in one)
