@@ -53,11 +53,12 @@ class ViSNet(CrystalNetwork):
 
     Deviations: vectors start as those of the neighbourhood instead of zero, where a part of the first layer would
     never learn; the scalars and the lengths of the vectors of each degree go through one perceptron instead of
-    gated blocks that end in an energy, then the mean over atoms; no normalisation of vectors, as in
-    torch-geometric, since "max_min" makes vectors of what is rounding at sites of high symmetry; an embedding of
-    tabulated element features, and an optional plain path over invariants (`CrystalSummary`). As published (in
-    torch-geometric): ``{ kind = "visnet", layers = 6, dim = 128, heads = 8, degree = 1, radial = 32, summary =
-    false, dropout = 0 }`` on edges up to 5 angstrom.
+    gated blocks that end in an energy, then the mean over atoms; no bias where messages become vectors, which
+    would not fade; no normalisation of vectors, as in torch-geometric, since "max_min" makes vectors of what is
+    rounding at sites of high symmetry; an embedding of tabulated element features, and an optional plain path over
+    invariants (`CrystalSummary`). As published (in torch-geometric): ``{ kind = "visnet", layers = 6, dim = 128,
+    heads = 8, degree = 1, radial = 32, summary = false, dropout = 0 }`` on edges up to 5 angstrom. Degree 2 is the
+    default here because vectors vanish at most sites of simple crystals.
     """
 
     class Config(CrystalOptions):
@@ -91,6 +92,9 @@ class ViSNet(CrystalNetwork):
         for layer in self.layers:
             # the layers are given the fading in place of the distance: once for all, in float32
             layer.cutoff = nn.Identity()
+            # with a bias, a neighbour at the cut-off would still give its direction
+            layer.s_proj = nn.Linear(dim, 2 * dim, bias=False)
+            nn.init.xavier_uniform_(layer.s_proj.weight)
         self.dropout = nn.Dropout(config.dropout)
         self.scalars = nn.Sequential(nn.Linear((1 + config.degree) * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 

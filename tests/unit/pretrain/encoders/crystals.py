@@ -49,9 +49,12 @@ def build(kind: str, *, spec: ModalitySpec = SPEC, seed: int = 0, **options: obj
     config = ENCODERS.options({"kind": kind, **options})
     torch.manual_seed(seed)
     encoder = ENCODERS.get(kind)(spec, config, {}).eval()
-    if kind == "visnet":
-        # at first its vectors hardly speak; as loud as after training, what is wrong with them is heard
-        with torch.no_grad():
+    # as after training: biases that begin at zero hide what does not fade, quiet vectors what is wrong with them
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        if kind == "visnet":
             encoder.neighbourhood.distance.weight.mul_(30)
             for layer in encoder.layers:
                 layer.vec_proj.weight.mul_(3)
