@@ -1,0 +1,112 @@
+"""SIGKILL at random moments of training and of saving; what resumes equals a run without interruption, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.distributed.runs import Ranks, Workshop
+
+SAVE = 4
+CALLS = "calls"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, toy_folder: Path) -> Iterator[Workshop]:
+    shop = Workshop.make(tmp_path, toy_folder, epochs=4, evaluate=2, save=SAVE)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shop.environment().items():
+            patch.setenv(name, value)
+        yield shop
+
+
+def counted(owner: str, method: str, at: int | None, rank: int = 0) -> None:
+    """Patch this rank: count the calls that the first ``method`` makes, and die at call ``at``.
+
+    Calls of Python and of C functions are counted alike, so a moment may lie within a step's forward pass, between
+    the write of a file and its flush, before a rename, anywhere.
+    """
+    if int(os.environ["RANK"]) != rank:
+        return
+    import pretrain.checkpoint
+    import pretrain.train
+
+    cls = {"Trainer": pretrain.train.Trainer, "Checkpoints": pretrain.checkpoint.Checkpoints}[owner]
+    original = getattr(cls, method)
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def patched(self: object, *args: object, **kwargs: object) -> object:
+        sys.setprofile(count)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            sys.setprofile(None)
+            Path(f"{CALLS}-{method}").write_text(str(calls))
+            setattr(cls, method, original)
+
+    setattr(cls, method, patched)
+
+
+MOMENTS = {"train": ("Trainer", "_train"), "save": ("Checkpoints", "save")}
+
+
+def reference(shop: Workshop, world: int) -> dict[str, int]:
+    """Run twice without interruption; the number of calls of the training, and of its first save."""
+    calls = {}
+    for name, (owner, method) in MOMENTS.items():
+        patch = functools.partial(counted, owner, method, None)
+        ((code, told),) = shop.run(shop.arguments(f"whole-{name}"), world=world, patch=patch)
+        assert code == 0, told
+        calls[name] = int((shop.folder / f"{CALLS}-{method}").read_text())
+    assert shop.same("whole-save", "whole-train")
+    return calls
+
+
+def kill_again_and_again(shop: Workshop, moments: list[str], *, world: int, seed: int) -> list[tuple[str, int, int]]:
+    """Start a run once for each moment and kill a rank in it, then let it end; returns what was hit, and the step."""
+    calls, rng = reference(shop, world), random.Random(seed)
+    job, hit = shop.arguments("killed", "--resume", "auto"), []
+    for name in moments:
+        # the run must not be over before
+        at = rng.randrange(1, calls[name] if name == "save" else calls[name] // len(moments))
+        rank = rng.randrange(world)
+        with Ranks(shop, world, job, functools.partial(counted, *MOMENTS[name], at, rank)) as ranks:
+            codes = ranks.wait()
+        assert codes[rank] == -signal.SIGKILL and 0 not in codes, ranks.told()
+        hit.append((name, at, max(shop.checkpoints("killed"), default=0)))
+    ((code, told),) = shop.run(job, world=world)
+    assert code == 0, told
+    return hit
+
+
+@pytest.mark.parametrize(
+    ("moments", "world"),
+    [
+        pytest.param(["train", "save", "train"], 1, id="fast"),
+        pytest.param(["train", "save"] * 5, 2, marks=pytest.mark.slow, id="slow"),
+    ],
+)
+def test_a_run_that_is_killed_again_and_again_equals_one_that_was_not(
+    shop: Workshop, moments: list[str], world: int
+) -> None:
+    hit = kill_again_and_again(shop, moments, world=world, seed=len(moments))
+    print(hit)
+    assert [name for name, _, _ in hit] == moments
+    assert shop.same("killed", "whole-train")
+    leftovers = [path.name for path in (shop.folder / "killed" / "checkpoints").iterdir() if path.name[0] == "."]
+    assert not leftovers
