@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from pretrain.encoders.attention import attend
 
 
 class Block(nn.Module):
@@ -30,7 +31,7 @@ class Block(nn.Module):
         )
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(rows, length, -1)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
