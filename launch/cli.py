@@ -78,7 +78,11 @@ def pretrain(
         ),
     ] = None,
     accelerators: Annotated[int, typer.Option(min=0, help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print command, steps, coverage, parameters and memory; train nothing."),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Pretrain on this host through DeepSpeed's launcher, and see that no process outlives the run."""
     from launch.start import deepspeed_command, environment, ranks_here
@@ -90,9 +94,19 @@ def pretrain(
     options += ["--out", str(out)] if out else []
     options += ["--resume", resume] if resume else []
     options += ["--deepspeed_config", str(deepspeed_config)] if deepspeed_config else []
-    command = deepspeed_command(options, accelerators or ranks_here(most_on_cpu=1))
+    world = accelerators or ranks_here(most_on_cpu=1)
+    command = deepspeed_command(options, world)
     if dry_run:
-        typer.echo(" ".join(command))
+        from launch.planning import plan_run, print_plan
+        from shards.recipes import read_tables
+
+        settings = read_tables(deepspeed_config) if deepspeed_config else {}
+        plan = plan_run(recipe, world=world, settings=settings)
+        if as_json:
+            typer.echo(json.dumps({"command": command, **plan.as_table()}, indent=1))
+        else:
+            typer.echo(" ".join(command))
+            print_plan(plan)
         return
     raise typer.Exit(Supervisor(command, environment(), out or Path("runs") / recipe.name).run())
 
