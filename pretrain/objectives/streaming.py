@@ -167,8 +167,6 @@ class _LogSumExp(torch.autograd.Function):
         (x, y, scale, lse, kept), (by_lse, by_positive, by_gap) = ctx.saved_tensors, grads
         region, scaled = ctx.region, x * scale
         scratch, more = _Scratch(x, region), _Scratch(x, region)
-        # where nothing counts, exp(-inf - inf) = 0
-        lse = lse.masked_fill(lse == -INF, INF)
         by_mean, by_diagonal = by_gap / kept.clamp(min=1), by_positive + by_gap.sum(0)
         dx, dy = torch.zeros_like(x), torch.zeros_like(y)
         for tile in _tiles(len(x), region, ctx.both):
@@ -179,6 +177,7 @@ class _LogSumExp(torch.autograd.Function):
                 # the logits are needed once more after the rows' part, and not after the columns'
                 part = more.difference(logits, shift) if dim == 1 else logits[:, columns].sub_(shift)
                 if mask is not None:
+                    # after the difference: where no candidate is left, that is infinite
                     part.masked_fill_(mask, -INF)
                 part.exp_().mul_(by_lse[side, anchors].unsqueeze(dim))
                 if ctx.gaps:
