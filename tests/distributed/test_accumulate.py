@@ -27,6 +27,8 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "zero2-micro": ({"stage": 2}, "anchored", {"micro_batch": MICRO}),
     "zero3-micro": ({"stage": 3}, "test_views", {"micro_batch": MICRO}),
     "zero0-two-batches": ({"stage": 0}, "test_views", {"accumulate": 2}),
+    "zero3-recomputed": ({"stage": 3}, "test_views", {"micro_batch": MICRO, "checkpoint_activations": True}),
+    "zero1-recomputed": ({"stage": 1}, "anchored", {"accumulate": 2, "checkpoint_activations": True}),
     **{f"zero{stage}-all": ({"stage": stage}, "anchored", ALL) for stage in range(4)},
     **{f"zero{stage}-offloaded": ({"stage": stage, **OFFLOAD}, "anchored", ALL) for stage in (2, 3)},
 }
@@ -55,11 +57,13 @@ def start(objective: str, optim: dict[str, Any], dropout: float = 0.0) -> Any:
 
 def train(objective: str, zero: dict[str, Any], optim: dict[str, Any], dropout: float = 0.0) -> dict[str, Any]:
     from pretrain.engine import Engine, start_process_group
+    from pretrain.prepare import prepare
     from shards.batch import rows_of
     from tests.small_models import batch
 
     rank, world, _ = start_process_group()
     config, net = start(objective, optim, dropout)
+    prepare(net, config)
     if zero["stage"] == 3:
         # small parameters are spread over the ranks too
         zero = {**zero, "stage3_param_persistence_threshold": 0}
