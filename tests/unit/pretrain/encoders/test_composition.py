@@ -76,6 +76,12 @@ class TestFormula:
                 assert torch.allclose(z[i], z[j], atol=1e-6) == (one == other)
 
 
+def test_larger_sets_beside_it_change_nothing():
+    encoder, crystals = build("composition", **OPTIONS), list(FORMULAS.values())
+    alone = torch.cat([vectors(encoder, crystal) for crystal in crystals])
+    torch.testing.assert_close(vectors(encoder, *crystals), alone, atol=1e-6, rtol=1e-6)
+
+
 def test_elements_see_each_other():
     """O in Li2O and O in MgO: without blocks its token is a function of the element and its fraction alone."""
     crystals = [cell(["Li", "O"]), cell(["Mg", "O"])]
