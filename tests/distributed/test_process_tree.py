@@ -1,0 +1,255 @@
+"""Real process trees: requests to end, and deaths, of the supervisor, DeepSpeed's runner, its launch.py and the ranks.
+
+An encoder that a test brings along waits in a given phase until it is let go, so nothing depends on luck. The exit code
+is asserted of what a user has started: ``matloom pretrain``, or DeepSpeed's own command, which loses some of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pretrain.ports import free_port
+from pretrain.signals import REQUEST
+from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.runs import ROOT, SCRIPT, Hold, Workshop
+
+WORLD, SAVE, STEP = 2, 5, 7
+PLUGIN = '''
+import os
+import sys
+from pathlib import Path
+
+from typing import Literal
+
+from pretrain.encoders.vector import VectorEncoder
+
+OUT, HOLD, PHASE = Path(os.environ["HELD_OUT"]), Path(os.environ["HELD_AT"]), os.environ["HELD_IN"]
+
+
+class HeldEncoder(VectorEncoder):
+    """The vector encoder, which waits once, in one phase of the run."""
+
+    class Config(VectorEncoder.Config):
+        kind: Literal["held"] = "held"
+
+    steps, held = 0, False
+
+    def here(self):
+        if not HeldEncoder.held:
+            HeldEncoder.held = True
+            rank = os.environ["RANK"]
+            (HOLD / f"reached-{rank}").touch()
+            (HOLD / f"go-{rank}").read_bytes()
+
+    def __init__(self, spec, config, fitted):
+        super().__init__(spec, config, fitted)
+        if PHASE == "warm-up":
+            self.here()
+
+    def forward(self, inputs):
+        if self.training:
+            HeldEncoder.steps += 1
+        if (PHASE == "step" and HeldEncoder.steps == STEP + 1) or (PHASE == "eval" and not self.training):
+            self.here()
+        return super().forward(inputs)
+
+    def state_dict(self, *args, **kwargs):
+        return super().state_dict(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        # asked by the engine's save on the first rank alone
+        if PHASE == "save" and any((OUT / "checkpoints").glob(".step-*.partial")):
+            self.here()
+        return super()._save_to_state_dict(*args, **kwargs)
+'''.replace("STEP", str(STEP))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
+    folder = tmp_path_factory.mktemp("tree")
+    shop = Workshop.make(folder, toy_folder, epochs=4, evaluate=2, save=SAVE)
+    plugin = folder / "plugin"
+    info = plugin / "held-1.0.dist-info"
+    info.mkdir(parents=True)
+    (plugin / "held_encoder.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: held\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[matloom.encoders]\nheld = held_encoder:HeldEncoder\n")
+    shop.recipe.write_text(shop.recipe.read_text().replace('kind = "vector"', 'kind = "held"', 1))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**shop.environment(), "HELD_OUT": "-", "HELD_AT": "-", "HELD_IN": "-"}.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", f"{plugin}:{ROOT}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield shop
+
+
+def plugged(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+def finished(shop: Workshop, out: str, *options: str) -> None:
+    """Run to the end, or go on to it, in forked ranks: they start at once, and see the plug-in all the same."""
+    patch = functools.partial(plugged, str(shop.folder / "plugin"))
+    ((code, told),) = shop.run(shop.arguments(out, *options), world=WORLD, patch=patch)
+    assert code == 0, told
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> str:
+    finished(shop, "whole")
+    return "whole"
+
+
+class Tree:
+    """A run that a user has started, held in a phase; a context that leaves no process behind."""
+
+    def __init__(self, shop: Workshop, out: str, phase: str, *, supervised: bool) -> None:
+        self.shop, self.out = shop, shop.folder / out
+        self.hold = Hold(shop.folder / f"hold-{out}", WORLD)
+        self.log = shop.folder / f"{out}.log"
+        if supervised:
+            command = [sys.executable, "-m", "launch.cli", "pretrain", str(shop.recipe), "--out", str(self.out)]
+            command += ["--accelerators", str(WORLD)]
+        else:
+            launcher = Path(sys.executable).with_name("deepspeed")
+            command = [str(launcher), "--num_accelerators", str(WORLD), "--master_port", str(free_port()), str(SCRIPT)]
+            command += shop.arguments(out)
+        held = {"HELD_OUT": str(self.out), "HELD_AT": str(self.hold.folder), "HELD_IN": phase}
+        self.process = subprocess.Popen(
+            command, cwd=shop.folder, env={**os.environ, **held}, stdout=self.log.open("w"), stderr=subprocess.STDOUT
+        )
+        waiting = [0] if phase == "save" else range(WORLD)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.__exit__)
+            self.hold.reached(*waiting, alive=lambda: self.process.poll() is None)
+            stack.pop_all()
+        self.waiting = list(waiting)
+        self.members = {"top": psutil.Process(self.process.pid)}
+        for process in self.members["top"].children(recursive=True):
+            words = process.cmdline()
+            if any(word.startswith("--local_rank=") for word in words):
+                self.members[f"rank{words[[w.startswith('--local_rank=') for w in words].index(True)][-1]}"] = process
+            elif "deepspeed.launcher.launch" in words:
+                self.members["launch"] = process
+            elif any(Path(word).name == "deepspeed" for word in words):
+                self.members["runner"] = process
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in [*getattr(self, "members", {}).values(), self.process]:
+            with contextlib.suppress(psutil.Error, OSError):
+                process.kill()
+        self.process.wait()
+
+    def end(self) -> tuple[int, list[str], float]:
+        """Wait for what the user has started, and 30 s more for all the rest; exit code, who is left, and seconds."""
+        began = time.monotonic()
+        code = self.process.wait(TIMEOUT_S)
+        others = [process for name, process in self.members.items() if name != "top"]
+        _, left = psutil.wait_procs(others, timeout=30)
+        names = [name for name, process in self.members.items() if process in left]
+        return code, names, time.monotonic() - began
+
+    def noticed(self) -> None:
+        """Return once a rank knows that it is to end."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (self.out / REQUEST).exists():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+
+def newest(shop: Workshop, out: str) -> int:
+    return max(shop.checkpoints(out), default=-1)
+
+
+EXPECTED = {"warm-up": 0, "step": STEP + 2, "save": SAVE, "eval": 6}
+TARGETS, NUMBERS = ("top", "launch", "rank1"), (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# every target gets every signal, and every phase three of them
+MATRIX = [
+    pytest.param(target, phase, NUMBERS[(i + j) % 4], id=f"{target}-{phase}", marks=pytest.mark.slow)
+    for i, target in enumerate(TARGETS)
+    for j, phase in enumerate(EXPECTED)
+]
+FAST = [pytest.param("top", "step", signal.SIGTERM, id="fast")]
+
+
+@pytest.mark.parametrize(("target", "phase", "number"), [*FAST, *MATRIX])
+def test_a_signal_to_any_process_ends_in_one_save_and_75(
+    shop: Workshop, whole: str, request: pytest.FixtureRequest, target: str, phase: str, number: signal.Signals
+) -> None:
+    out = request.node.callspec.id
+    with Tree(shop, out, phase, supervised=True) as tree:
+        tree.members[target].send_signal(number)
+        tree.noticed()
+        tree.hold.release(*tree.waiting)
+        code, left, seconds = tree.end()
+    told = tree.log.read_text()
+    print(
+        f"{number.name} to {target} in {phase}: code {code}, left {left}, newest {newest(shop, out)}, {seconds:.1f} s"
+    )
+    assert (code, left, newest(shop, out)) == (75, [], EXPECTED[phase]), told
+    assert told.count("the same command with --resume") == 1
+    finished(shop, out, "--resume", "auto")
+    assert shop.same(out, whole)
+
+
+# what DeepSpeed's own command gives: runner and launch.py lose the code where a signal ends them
+NATIVE = [
+    ("top", signal.SIGTERM, -signal.SIGTERM),
+    ("top", signal.SIGKILL, -signal.SIGKILL),
+    ("launch", signal.SIGTERM, 1),
+    ("launch", signal.SIGKILL, 0),
+    ("launch", signal.SIGUSR1, 0),
+    ("rank1", signal.SIGTERM, 75),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "number", "code"), NATIVE)
+def test_under_deepspeeds_own_command_all_is_saved_though_codes_are_lost(
+    shop: Workshop, whole: str, request: pytest.FixtureRequest, target: str, number: signal.Signals, code: int
+) -> None:
+    out = request.node.callspec.id
+    with Tree(shop, out, "step", supervised=False) as tree:
+        tree.members[target].send_signal(number)
+        tree.noticed()
+        tree.hold.release()
+        found, left, seconds = tree.end()
+    print(
+        f"deepspeed: {number.name} to {target}: code {found}, left {left}, newest {newest(shop, out)}, {seconds:.1f} s"
+    )
+    assert (found, left, newest(shop, out)) == (code, [], EXPECTED["step"]), tree.log.read_text()
+    assert json.loads((shop.folder / out / "preempted.json").read_text())["step"] == EXPECTED["step"]
+    finished(shop, out, "--resume")
+    assert shop.same(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "expected"), [("rank1", 247), ("runner", 75), ("launch", 75), ("top", -signal.SIGKILL)]
+)
+def test_a_killed_process_leaves_no_orphans(shop: Workshop, target: str, expected: int) -> None:
+    out = f"killed-{target}"
+    with Tree(shop, out, "step", supervised=True) as tree:
+        tree.members[target].kill()
+        if target != "rank1":
+            tree.noticed()
+        tree.hold.release(0, *([] if target == "rank1" else [1]))
+        code, left, seconds = tree.end()
+    print(f"SIGKILL to {target}: code {code}, left {left}, newest {newest(shop, out)}, {seconds:.1f} s")
+    assert (code, left) == (expected, []), tree.log.read_text()
+    assert newest(shop, out) == (SAVE if target == "rank1" else EXPECTED["step"])
