@@ -22,6 +22,18 @@ def perceptron(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
 
+class Layer(nn.Module):
+    """A convolution and the layer norm after it."""
+
+    def __init__(self, convolution: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, index: Tensor, *bonds: Tensor) -> Tensor:
+        """Update atoms ``x`` (N, D) along directed bonds (2, E), with features (E, B) where it reads them."""
+        return self.norm(self.convolution(x, index, *bonds))
+
+
 @ENCODERS.register("gin")
 class GIN(MolecularNetwork):
     """Molecular graph -> vector by torch-geometric's convolutions, with layer norm, ReLU and dropout after each.
@@ -49,8 +61,7 @@ class GIN(MolecularNetwork):
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
         self.features = AtomFeatures(self.atom_width, config.dim)
-        self.convolutions = nn.ModuleList(self._convolution() for _ in range(config.layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(self._convolution(), config.dim) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
 
     def _convolution(self) -> nn.Module:
@@ -63,7 +74,7 @@ class GIN(MolecularNetwork):
         """Return the atoms (N, dim); the last layer has no ReLU."""
         x, index = self.features(inputs), tensor(inputs, "edge_index")
         bonds = (tensor(inputs, "bond_features").to(x.dtype),) if self.config.conv == "gine" else ()
-        for place, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
-            x = norm(convolution(x, index, *bonds))
-            x = self.dropout(x.relu() if place < len(self.norms) else x)
+        for place, layer in enumerate(self.layers, start=1):
+            x = layer(x, index, *bonds)
+            x = self.dropout(x.relu() if place < len(self.layers) else x)
         return x

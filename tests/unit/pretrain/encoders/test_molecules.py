@@ -187,9 +187,8 @@ class TestAggregation:
         encoder = build("gin", conv=conv)
         z = vectors(encoder, *self.pair())
         assert (z[0] - z[1]).abs().max() > 1e-2
-        for convolution in encoder.convolutions:
-            convolution.aggr_module = torch.nn.Identity()
-            convolution.aggregate = lambda x, index, ptr=None, dim_size=None: torch.zeros(
+        for layer in encoder.layers:
+            layer.convolution.aggregate = lambda x, index, ptr=None, dim_size=None: torch.zeros(
                 dim_size, x.shape[1]
             ).index_reduce(0, index, x, "mean", include_self=False)
         z = vectors(encoder, *self.pair())
