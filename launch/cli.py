@@ -264,6 +264,7 @@ def config_schema() -> None:
     from pretrain.encoders.base import ENCODERS
     from pretrain.fusion.base import FUSIONS
     from pretrain.objectives.base import OBJECTIVES
+    from pretrain.objectives.pair_losses import PAIR_LOSSES
     from shards.build_recipe import BuildRecipe
     from shards.features import FEATURES
     from shards.orders import ORDERS
@@ -277,6 +278,7 @@ def config_schema() -> None:
         "orders": {kind: ORDERS.get(kind).model_json_schema() for kind in ORDERS.kinds()},
         "encoders": {kind: ENCODERS.get(kind).Config.model_json_schema() for kind in ENCODERS.kinds()},
         "fusions": {kind: FUSIONS.get(kind).Config.model_json_schema() for kind in FUSIONS.kinds()},
+        "pair losses": {kind: PAIR_LOSSES.get(kind).Config.model_json_schema() for kind in PAIR_LOSSES.kinds()},
         "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
     }
     typer.echo(json.dumps(tables, indent=1))

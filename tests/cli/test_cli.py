@@ -58,17 +58,25 @@ def test_config_show_writes_out_every_default() -> None:
 
 def test_config_schema_lists_plugins() -> None:
     schema = json.loads(matloom("config", "schema"))
-    assert {"potnet", "cgcnn", "spectrum_transformer", "resnext3d", "text", "xrd"} <= set(schema["encoders"])
-    assert set(schema["objectives"]) == {"anchored", "all_pairs"}
+    assert {"potnet", "comformer", "schnet", "visnet", "dmpnn", "vit3d", "image", "text"} <= set(schema["encoders"])
+    assert {"concat", "gated", "gmca", "attention_bottleneck", "token_transformer"} <= set(schema["fusions"])
+    assert {"anchored", "comm", "gram", "symile", "calmrl", "weighted_sum"} <= set(schema["objectives"])
+    assert {"infonce", "ntxent", "siglip", "barlow"} == set(schema["pair losses"])
     assert {"structures", "table", "vasp"} <= set(schema["sources"])
     assert {"crystal", "dos", "image", "molecule"} <= set(schema["feature steps"])
     assert "difficulty" in schema["orders"]["curriculum"]["properties"]
 
 
 def test_dry_run_prints_the_launchers_command() -> None:
-    line = matloom("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run").split()
-    assert line[0].endswith("deepspeed") and line[1:3] == ["--num_accelerators", "2"]
-    assert line[5].endswith("launch/pretrain.py") and "--resume" in line
+    text = matloom("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--json")
+    plan = json.loads(text)
+    command = plan["command"]
+    assert command[0].endswith("deepspeed") and command[1:3] == ["--num_accelerators", "2"]
+    assert command[5].endswith("launch/pretrain.py") and "--resume" in command
+    assert (plan["world"], plan["rank_rows"], plan["total_steps"], plan["warmup_steps"]) == (2, 64, 150, 8)
+    assert plan["trained"] == sum(plan["parameters"].values()) > 10**6
+    assert 0.45 < plan["coverage"]["dos"] < 0.55
+    assert plan["memory"]["total"] > 4 * plan["trained"]
 
 
 def test_inspect_prints_the_coverage_matrix(toy_folder: Path) -> None:
