@@ -25,10 +25,10 @@ def plan_run(recipe: Recipe, *, world: int, settings: Mapping[str, Any]) -> Plan
         DeepSpeed's keys that win over the recipe's.
     """
     from pretrain.data import open_data
+    from pretrain.fitting import fit
     from pretrain.model import MultimodalModel
     from pretrain.parts import check_modalities
     from pretrain.plan import make_plan
-    from pretrain.setup import fit
     from shards.locate import locate
 
     names = list(recipe.modalities)

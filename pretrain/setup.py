@@ -1,8 +1,8 @@
-"""What a run needs before its model is built, the same on all ranks: data and fitted values; and what it refuses."""
+"""What a run needs before its model is built, the same on all ranks, and what it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ from pretrain.agreement import on_first_rank
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Recipe
 from pretrain.data import open_data
-from pretrain.parts import Fitted, check_modalities, fit_encoders
+from pretrain.parts import check_modalities
 from shards.errors import CheckpointError
 from shards.locate import existing, locate
 from shards.mixture import Mixture
 from shards.reader import Dataset
-from shards.schema import Value
 from shards.statistics import standard_deviations
-
-FIT_SAMPLES = 20_000
 
 
 def open_on_all_ranks(recipe: Recipe) -> Dataset | Mixture:
@@ -33,22 +30,6 @@ def open_on_all_ranks(recipe: Recipe) -> Dataset | Mixture:
         dataset = open_data(recipe.data, names, existing)
     check_modalities(recipe, dataset.modalities)
     return dataset.select(names)
-
-
-def fit(recipe: Recipe, dataset: Dataset | Mixture) -> Fitted:
-    """Fit what the encoders must know to the training samples, or to some of them."""
-    positions = dataset.positions(recipe.data.split, "train")
-    # evenly spread, so that every data set of a mix is looked at
-    positions = positions[:: -(-len(positions) // FIT_SAMPLES)]
-
-    def values(modality: str) -> Iterator[Value]:
-        alone = dataset.select([modality])
-        for position in positions:
-            value = alone[int(position)].value(modality)
-            if value is not None:
-                yield value
-
-    return fit_encoders(recipe, dataset.modalities, values)
 
 
 def noise_scales(recipe: Recipe, dataset: Dataset | Mixture, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pretrain.engine import start_process_group
 from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
 from pretrain.export import write_json
 from pretrain.feed import Feed
+from pretrain.fitting import fit
 from pretrain.guards import DivergenceError, Guards, Judgement, Verdict, culprits, finite_weights
 from pretrain.record import BEST, Recorder
 from pretrain.setup import (
-    fit,
     identity,
     noise_scales,
     open_on_all_ranks,

@@ -36,7 +36,8 @@ def train(paths: list[str], folder: str) -> dict[str, Any]:
     from pretrain.config import load_recipe
     from pretrain.engine import start_process_group
     from pretrain.export import write_export
-    from pretrain.setup import fit, noise_scales, open_on_all_ranks
+    from pretrain.fitting import fit
+    from pretrain.setup import noise_scales, open_on_all_ranks
 
     rank, _, device = start_process_group()
     results: dict[str, Any] = {}
