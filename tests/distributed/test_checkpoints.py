@@ -13,6 +13,16 @@ from tests.distributed.toy_engine import engine, parts, whole, zero
 
 STEPS = 4
 SETTINGS = {f"zero{stage}": zero(stage) for stage in range(4)}
+WRITTEN = {1: ["zero1", "zero3"], 2: list(SETTINGS)}
+# folder of a checkpoint, settings of the run that reads it, whether that one has gone on
+Job = tuple[str, str, bool]
+# ranks and stage that wrote it; stage and ranks that read it, and whether they have gone on
+Resumed = tuple[int, str, str, int, bool]
+SAME: list[Resumed] = [(2, name, name, 2, lively) for name in SETTINGS for lively in (False, True)]
+ANOTHER: list[Resumed] = [
+    (1, "zero1", "zero1", 2, False), (1, "zero3", "zero3", 2, False), (2, "zero0", "zero0", 1, False),
+    (2, "zero2", "zero2", 1, False), (2, "zero3", "zero3", 1, False), (2, "zero2", "zero1", 1, False),
+]  # fmt: skip
 
 
 def states(run: Any) -> dict[str, np.ndarray]:
@@ -70,23 +80,25 @@ def trained(run: Any, batches: list[Any]) -> list[dict[str, float]]:
     return logs
 
 
-def second_half(folder: str, names: dict[str, str], lively: bool = False) -> dict[str, Any]:
+def second_half(jobs: list[Job]) -> dict[Job, Any]:
     """Resume in a new engine, or in one that has gone on (a roll-back)."""
     from pretrain.checkpoint import ENGINE, Checkpoints
 
     results = {}
-    for name, settings in names.items():
-        found = Checkpoints(Path(folder) / name, keep=2).newest()
+    for job in jobs:
+        folder, settings, lively = job
+        found = Checkpoints(Path(folder), keep=2).newest()
         run = engine(SETTINGS[settings], steps=STEPS)
         batches = parts(STEPS)
         if lively:
             trained(run, batches)
             run.compute(batches[0], 0)
         run.load(found / ENGINE)
-        results[name] = {
+        results[job] = {
             "middle": states(run), "logs": trained(run, batches), "end": states(run),
-            "read": Checkpoints.read(found)[0], "extra": {n: v.numpy() for n, v in Checkpoints.extra(found).items()},
-            "left": sorted(path.name for path in (Path(folder) / name).iterdir()),
+            "read": Checkpoints.read(found)[0],
+            "extra": {name: value.numpy() for name, value in Checkpoints.extra(found).items()},
+            "left": sorted(path.name for path in Path(folder).iterdir()),
             "decay": [group["weight_decay"] for group in run.optimizer.param_groups],
         }  # fmt: skip
     return results
@@ -103,42 +115,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path) -> Runs:
     """By the number of ranks that wrote them."""
-    return {world: spawn(first_half, world, str(folder / str(world)), list(SETTINGS)) for world in (1, 2)}
+    return {world: spawn(first_half, world, str(folder / str(world)), names) for world, names in WRITTEN.items()}
 
 
 @pytest.fixture(scope="module")
-def read(folder: Path, written: Runs) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """By the number of ranks that wrote and that read them."""
-    same = {name: name for name in SETTINGS}
-    return {(old, new): spawn(second_half, new, str(folder / str(old)), same) for old, new in ((2, 2), (1, 2), (2, 1))}
+def read(folder: Path, written: Runs) -> dict[Resumed, list[Any]]:
+    results = {}
+    for world in (1, 2):
+        jobs = {case: job(folder, case) for case in [*SAME, *ANOTHER] if case[3] == world}
+        ranks = spawn(second_half, world, list(jobs.values()))
+        results |= {case: [rank[one] for rank in ranks] for case, one in jobs.items()}
+    return results
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_the_same_ranks_go_on_bit_for_bit(name: str, written: Runs, read: Any) -> None:
-    for before, after in zip(written[2], read[2, 2], strict=True):
-        same(before[name], after[name])
+def job(folder: Path, case: Resumed) -> Job:
+    old, stage, other, _, lively = case
+    return str(folder / str(old) / stage), other, lively
 
 
-def same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for when in ("middle", "end"):
-        assert before[when].keys() == after[when].keys()
-        for key, value in before[when].items():
-            np.testing.assert_array_equal(after[when][key], value, err_msg=f"{when} {key}")
-    assert after["logs"] == before["logs"]
+@pytest.mark.parametrize("case", SAME, ids=str)
+def test_the_same_ranks_go_on_bit_for_bit(case: Resumed, written: Runs, read: dict[Resumed, list[Any]]) -> None:
+    for before, after in zip(written[case[0]], read[case], strict=True):
+        for when in ("middle", "end"):
+            assert before[case[1]][when].keys() == after[when].keys()
+            for key, value in before[case[1]][when].items():
+                np.testing.assert_array_equal(after[when][key], value, err_msg=f"{when} {key}")
+        assert after["logs"] == before[case[1]]["logs"]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1)])
-def test_another_number_of_ranks_goes_on_with_the_same_states(
-    name: str, old: int, new: int, written: Runs, read: Any
-) -> None:
-    close(written[old][0][name], read[old, new], name)
+@pytest.mark.parametrize("case", ANOTHER, ids=str)
+def test_other_ranks_go_on_with_the_same_states(case: Resumed, written: Runs, read: dict[Resumed, list[Any]]) -> None:
+    close(written[case[0]][0][case[1]], read[case])
 
 
-def close(before: dict[str, Any], ranks: list[dict[str, Any]], name: str) -> None:
+def close(before: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
     moved = before["end"]
-    for rank in ranks:
-        after = rank[name]
+    for after in ranks:
         for key, value in before["middle"].items():
             np.testing.assert_allclose(after["middle"][key], value, atol=1e-6, rtol=1e-6, err_msg=key)
             np.testing.assert_allclose(after["end"][key], moved[key], atol=1e-5, rtol=0, err_msg=key)
@@ -150,17 +162,32 @@ def close(before: dict[str, Any], ranks: list[dict[str, Any]], name: str) -> Non
     assert any(np.abs(before["end"][key] - before["middle"][key]).max() > 1e-3 for key in moved)
 
 
-def test_what_is_saved_beside_the_engine_comes_back(written: Runs, read: Any) -> None:
-    found = read[2, 2][1]["zero3"]
+def test_what_is_saved_beside_the_engine_comes_back(written: Runs, read: dict[Resumed, list[Any]]) -> None:
+    found = read[2, "zero3", "zero3", 2, False][1]
     assert found["read"] == {"step": 2, "world": 2, "score": None}
-    first = next(name for name in written[2][0]["zero3"]["middle"] if name.endswith("/weight"))
-    assert list(found["extra"]) == ["twice"]
-    assert found["extra"]["twice"].shape == written[2][0]["zero3"]["middle"][first].shape
+    assert list(found["extra"]) == ["twice"] and found["extra"]["twice"].size > 0
 
 
-def test_an_engine_that_has_gone_on_goes_back(folder: Path, written: Runs) -> None:
-    for before, after in zip(
-        written[2], spawn(second_half, 2, str(folder / "2"), {n: n for n in SETTINGS}, True), strict=True
-    ):
-        for name in SETTINGS:
-            same(before[name], after[name])
+def refused(folder: str, stage: str) -> str:
+    from pretrain.checkpoint import ENGINE, Checkpoints
+    from shards.errors import CheckpointError
+
+    try:
+        engine(SETTINGS[stage], steps=STEPS).load(Checkpoints(Path(folder), keep=2).newest() / ENGINE)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_a_stage_that_cannot_be_converted_is_refused(folder: Path, written: Runs) -> None:
+    message = spawn(refused, 1, str(folder / "2" / "zero3"), "zero1")[0]
+    assert "ZeRO stage 3, this run has 1" in message and "zero_optimization.stage = 3" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("old", "new"), [(4, 2), (2, 4), (4, 1), (1, 4)])
+def test_four_ranks(tmp_path: Path, old: int, new: int) -> None:
+    before = spawn(first_half, old, str(tmp_path), list(SETTINGS))
+    after = spawn(second_half, new, [(str(tmp_path / name), name, False) for name in SETTINGS])
+    for name in SETTINGS:
+        close(before[0][name], [rank[str(tmp_path / name), name, False] for rank in after])
