@@ -126,10 +126,10 @@ def negatives(a_rD: Tensor, rows: Tensor, b: Axis, c: Axis, positives: Positives
     logits = (a_rD[:, None] * b.u).flatten(0, 1) @ c.u.T
     logits = logits.view(len(rows), len(b.rows), len(c.rows))
     wrong = is_negative(rows, b.rows, c.rows, positives)
+    # not -inf: a row of nothing else would have NaN for its gradient
+    logits = logits.masked_fill_(~wrong, torch.finfo(logits.dtype).min)
     some = wrong.flatten(1).any(dim=1)
-    # a row of nothing but -inf would have NaN for its gradient
-    logits = logits.masked_fill(~wrong, -torch.inf).masked_fill(~some[:, None, None], 0.0)
-    return torch.where(some, logits.logsumexp(dim=(1, 2)), 0.0), some
+    return torch.where(some, logits.flatten(1).logsumexp(dim=1), 0.0), some
 
 
 def is_negative(i: Tensor, j: Tensor, k: Tensor, positives: Positives) -> Tensor:
