@@ -293,3 +293,4 @@ class Trainer:
         dist.barrier()
         self.evaluated = self.step
         self._note()
+        self._poll()

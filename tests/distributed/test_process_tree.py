@@ -69,8 +69,7 @@ class HeldEncoder(VectorEncoder):
         return super().state_dict(*args, **kwargs)
 
     def _save_to_state_dict(self, *args, **kwargs):
-        # asked by the engine's save on the first rank alone
-        if PHASE == "save" and any((OUT / "checkpoints").glob(".step-*.partial")):
+        if PHASE == "save" and os.environ["RANK"] == "0" and any((OUT / "checkpoints").glob(".step-*.partial")):
             self.here()
         return super()._save_to_state_dict(*args, **kwargs)
 '''.replace("STEP", str(STEP))

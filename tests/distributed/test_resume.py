@@ -1,134 +1,40 @@
-"""Killing, resuming and registering real runs of launch/pretrain.py."""
+"""Resuming and registering real runs of launch/pretrain.py; at other numbers of ranks too."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretrain.ports import free_port
-from tests.distributed.ranks import TIMEOUT_S, spawn
+from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.runs import PER_EPOCH, SCRIPT, Workshop
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "launch" / "pretrain.py"
-EPOCHS, PER_EPOCH = 30, 3
+EPOCHS = 30
 STEPS = EPOCHS * PER_EPOCH
-RECIPE = """
-name = "toy"
-seed = 5
-[data]
-path = "{data}"
-batch_size = 12
-[modalities.a]
-encoder = {{ kind = "vector", hidden = 16, dim = 8 }}
-augment = {{ noise = 0.05 }}
-[modalities.b]
-encoder = {{ kind = "vector", hidden = 16, dim = 8 }}
-augment = {{ gaussian_noise = 0.05, drop = 0.1, drop_epochs = 20 }}
-[modalities.dos]
-[modalities.dos.encoder]
-kind = "spectrum_transformer"
-patch = 6
-depth = 1
-heads = 2
-head_dim = 4
-mlp_dim = 16
-dim = 8
-dropout = 0.2
-summary_bins = [4]
-[projection]
-kind = "mlp"
-dim = 8
-hidden = 16
-dropout = 0.1
-[objective]
-kind = "anchored"
-anchor = "a"
-[optim]
-lr = 1e-2
-epochs = {epochs}
-warmup_epochs = 2
-[evaluation]
-every_epochs = 10
-complete_only = false
-[checkpoint]
-every_steps = 20
-keep = 2
-[deepspeed]
-zero_optimization = {{ stage = 1 }}
-[tracking]
-experiment = "tests"
-"""
-
-
-@dataclass
-class Workshop:
-    """A folder with a recipe; runs go into its sub-folders."""
-
-    folder: Path
-    recipe: Path
-
-    def arguments(self, out: str, *more: str) -> list[str]:
-        return ["--config", str(self.recipe), "--out", str(self.folder / out), *more]
-
-    def metrics(self, out: str) -> list[dict[str, float]]:
-        """Lines of metrics without the times."""
-        lines = (self.folder / out / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in lines]
-
-    def copy(self, source: str, target: str) -> Path:
-        shutil.copytree(self.folder / source, self.folder / target)
-        return self.folder / target / "checkpoints"
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
-    folder = tmp_path_factory.mktemp("runs")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(data=toy_folder, epochs=EPOCHS))
+def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
+    shop = Workshop.make(tmp_path_factory.mktemp("runs"), toy_folder, epochs=EPOCHS, evaluate=10, save=20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        yield Workshop(folder, recipe)
-
-
-def mains(cwd: str, jobs: Sequence[Sequence[str]], script: str = "pretrain") -> list[tuple[int, str]]:
-    """Run ``main`` of a script of launch/ for each job in this process; exit codes and what was written to stderr."""
-    os.chdir(cwd)
-    main = importlib.import_module(f"launch.{script}").main
-
-    warnings.simplefilter("always")
-    results = []
-    for job in jobs:
-        with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
-            code = main(list(job))
-        results.append((code, errors.getvalue()))
-    return results
-
-
-def run(shop: Workshop, *jobs: Sequence[str], world: int = 1) -> list[tuple[int, str]]:
-    return spawn(mains, world, str(shop.folder), jobs)[0]
+        for name, value in shop.environment().items():
+            patch.setenv(name, value)
+        yield shop
 
 
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> dict[str, Any]:
     """Refusals first, then a run from start to end without interruption, and refusals after it."""
-    results = run(
-        shop,
+    results = shop.run(
         shop.arguments("whole", "--resume"),
         shop.arguments("whole", "--set", "optim.lrr=1"),
         shop.arguments("whole", "--set", "data.path=/nowhere"),
@@ -172,32 +78,19 @@ def test_a_run_learns_and_leaves_what_it_should(shop: Workshop) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed(shop: Workshop) -> None:
-    """A run of the script that is ended by SIGKILL as soon as its first checkpoint appears."""
-    command = [sys.executable, str(SCRIPT), *shop.arguments("killed")]
-    process = subprocess.Popen(command, cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    first = shop.folder / "killed" / "checkpoints" / "step-00000020"
-    deadline = time.monotonic() + TIMEOUT_S
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
-    process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -9, errors.decode()[-3000:]
-    with (shop.folder / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 21, "los')  # a kill may also hit in the middle of a line
-
-
-@pytest.fixture(scope="module")
-def resumed(shop: Workshop, whole: dict[str, Any], killed: None) -> dict[str, Any]:
+def resumed(shop: Workshop, whole: dict[str, Any]) -> dict[str, Any]:
     newest = sorted(shop.copy("whole", "damaged").glob("step-*"))[-1]
     flip(next((newest / "engine").rglob("*.pt")))
     for folder in shop.copy("whole", "ruined").glob("step-*"):
         flip(next((folder / "engine").rglob("*.pt")))
     torn = sorted(shop.copy("whole", "torn").glob("step-*"))[-1]
     (torn / "seal.json").unlink()
+    with (shop.folder / "torn" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 91, "los')  # a kill may also hit in the middle of a line
     shop.copy("whole", "finished")
-    out = ["killed", "damaged", "ruined", "torn", "finished"]
-    return dict(zip(out, run(shop, *(shop.arguments(name, "--resume") for name in out)), strict=True))
+    shop.copy("ruined", "ruined-auto")
+    out = ["damaged", "ruined", "torn", "finished"]
+    return dict(zip(out, shop.run(*(shop.arguments(name, "--resume") for name in out)), strict=True))
 
 
 def flip(path: Path) -> None:
@@ -206,7 +99,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["killed", "damaged", "torn", "finished"])
+@pytest.mark.parametrize("name", ["damaged", "torn", "finished"])
 def test_a_resumed_run_equals_one_without_interruption_bit_for_bit(
     shop: Workshop, resumed: dict[str, Any], name: str
 ) -> None:
@@ -223,27 +116,69 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(resumed: dict
 
 
 def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(shop: Workshop, resumed: dict[str, Any]) -> None:
-    code, errors = resumed["ruined"]
-    assert code == 4, errors
-    assert "there is no checkpoint to resume from" in errors
-    assert shop.metrics("ruined") == shop.metrics("whole")
+    ((auto, told),) = shop.run(shop.arguments("ruined-auto", "--resume", "auto"))
+    for code, errors in (resumed["ruined"], (auto, told)):
+        assert code == 4, errors
+        assert "there is no checkpoint to resume from" in errors
+    assert shop.metrics("ruined") == shop.metrics("ruined-auto") == shop.metrics("whole")
 
 
-@pytest.mark.usefixtures("whole")
-def test_two_ranks_under_deepspeed_resume_bit_for_bit_and_not_from_one(shop: Workshop) -> None:
+@pytest.mark.slow
+def test_two_ranks_under_deepspeeds_launcher_resume_bit_for_bit(shop: Workshop) -> None:
+    short = ["--set", "optim.epochs=8", "--set", "checkpoint.every_steps=12", "--set", "evaluation.every_epochs=4"]
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
-    command = [*launcher, "--master_port", str(free_port()), str(SCRIPT), *shop.arguments("two")]
+    command = [*launcher, "--master_port", str(free_port()), str(SCRIPT), *shop.arguments("two", *short)]
     done = subprocess.run(command, cwd=shop.folder, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    reference = shop.metrics("two")
-    assert [line["step"] for line in reference if "loss" in line] == list(range(1, STEPS + 1))
-    shutil.rmtree(shop.copy("two", "two-resumed") / "step-00000090")
-    shop.copy("whole", "one-to-two")
-    refused, good = run(shop, *(shop.arguments(out, "--resume") for out in ("one-to-two", "two-resumed")), world=2)
-    assert refused[0] == 4
-    assert "is of 1 ranks, this run has 2" in refused[1]
-    assert good[0] == 0, good[1]
-    assert shop.metrics("two-resumed") == reference
+    assert [line["step"] for line in shop.metrics("two") if "loss" in line] == list(range(1, 8 * PER_EPOCH + 1))
+    shutil.rmtree(shop.copy("two", "two-resumed") / "step-00000024")
+    ((code, told),) = shop.run(shop.arguments("two-resumed", "--resume", *short), world=2)
+    assert code == 0, told
+    assert shop.same("two-resumed", "two")
+
+
+def stopping(after: int | None) -> None:
+    """Patch this rank: write down its samples, and ask the run to end after a step."""
+    from pretrain.train import Trainer
+    from shards.batch import Batch
+
+    advance = Trainer._advance
+
+    def patched(self: Trainer, batch: Batch, waited: float) -> bool:
+        if self.step + 1 == after:
+            self.signals.request("the test")
+        with (self.out / "samples").open("a") as file:
+            file.write(json.dumps([self.step, batch.ids]) + "\n")
+        return advance(self, batch, waited)
+
+    Trainer._advance = patched  # type: ignore[method-assign, assignment]
+
+
+def samples(shop: Workshop, out: str) -> list[set[str]]:
+    """The samples of every step, of all ranks together."""
+    found: dict[int, list[str]] = {}
+    for line in (shop.folder / out / "samples").read_text().splitlines():
+        step, ids = json.loads(line)
+        found.setdefault(step, []).extend(ids)
+    assert all(len(ids) == len(set(ids)) for ids in found.values()), "a sample twice in a step"
+    return [set(found[step]) for step in sorted(found)]
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks(shop: Workshop) -> None:
+    """Without random numbers that belong to a rank the losses are those of one rank from start to end."""
+    exact = ["optim.epochs=8", "evaluation.every_epochs=4", "projection.dropout=0.0"]
+    options = [part for item in [*exact, "modalities.dos.encoder.dropout=0.0"] for part in ("--set", item)]
+    ((code, told),) = shop.run(shop.arguments("straight", *options), patch=functools.partial(stopping, None))
+    assert code == 0, told
+    for world, stop, expected in ((1, 6, 75), (2, 12, 75), (4, 18, 75), (1, None, 0)):
+        job = shop.arguments("worlds", "--resume", "auto", *options)
+        ((code, told),) = shop.run(job, world=world, patch=functools.partial(stopping, stop))
+        assert code == expected, told
+    assert samples(shop, "worlds") == samples(shop, "straight")
+    assert len(samples(shop, "worlds")) == 8 * PER_EPOCH
+    found, reference = ([line for line in shop.metrics(out) if "loss" in line] for out in ("worlds", "straight"))
+    assert [line["step"] for line in found] == [line["step"] for line in reference]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in reference], rel=1e-4)
 
 
 @pytest.mark.usefixtures("whole")
