@@ -16,7 +16,8 @@ from shards.errors import CheckpointError
 class MovingAverage:
     """Exponential moving average: w_1 after the first update, then ``e_t = decay * e_(t-1) + (1 - decay) * w_t``.
 
-    Buffers are copied. It holds a whole float32 copy of the model, the same on every rank.
+    Buffers are copied. It holds a whole float32 copy of the model, the same on every rank: at ZeRO stage 3 too, where
+    the weights must be made whole for every update (`Engine.whole`). Memory that is short is better served by stage 2.
 
     Parameters
     ----------

@@ -100,3 +100,11 @@ def test_the_average_is_in_the_mode_it_is_put_into_and_keeps_frozen_parts_in_eva
     assert average.module.encoders["a"].training
     assert not average.module.encoders["c"].training
     assert average.module.frozen[0] is average.module.encoders["c"]
+
+
+def test_a_model_that_will_be_compiled_can_be_averaged(net: MultimodalModel) -> None:
+    net.encoders["a"].compile(dynamic=True)
+    average = MovingAverage(net, DECAY)
+    average.update(net)
+    assert list(average.module.state_dict()) == list(net.state_dict())
+    assert average.module.encoders["a"]._compiled_call_impl is None
