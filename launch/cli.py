@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -65,7 +65,7 @@ def pretrain(
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
     resume: Annotated[
-        str | None,
+        Literal["always", "auto"] | None,
         typer.Option(
             metavar="[auto]",
             help="Continue from the newest good checkpoint; auto: start where there has never been one.",

@@ -44,10 +44,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and, where something is wrong, what."""
+    """A verdict and, where something is wrong, what; a loss that leaps is ``finite`` all the same."""
 
     verdict: Verdict
     reason: str = ""
+    finite: bool = True
 
 
 class Guards:
@@ -87,7 +88,7 @@ class Guards:
         self.skipped += 1
         last = len(self.streak) >= self.config.patience
         reason = leap or ("the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite")
-        return Judgement(Verdict.ROLL_BACK if last else Verdict.SKIP, reason)
+        return Judgement(Verdict.ROLL_BACK if last else Verdict.SKIP, reason, not bad)
 
     def _leap(self, loss: float) -> str | None:
         """Say that a loss lies far above the last ones: their median plus a multiple of their scatter."""

@@ -200,7 +200,8 @@ class Trainer:
             self.report(f"step {self.step + 1}: {judgement.reason} ({judgement.verdict.value})")
         if judgement.verdict is not Verdict.APPLY:
             self.engine.discard()
-            self.report(f"  {culprits(self.model, batch.to(self.device))}")
+            if not judgement.finite:
+                self.report(f"  {culprits(self.model, batch.to(self.device))}")
             return
         self.engine.apply()
         if self.average and not self.engine.pending:

@@ -161,6 +161,14 @@ def test_a_run_that_does_not_recover_stops_and_its_newest_checkpoint_is_good(sho
     assert states and all(torch.isfinite(value).all() for state in states for value in state["module"].values())
 
 
+def test_a_checkpoint_due_in_a_bad_step_waits_for_a_good_one(shop: Workshop) -> None:
+    patch = functools.partial(poisoned_rows, range(2 * SAVE - 1, 2 * SAVE))
+    ((code, told),) = shop.run(shop.arguments("late"), world=WORLD, patch=patch)
+    assert code == 0, told
+    assert f"step {2 * SAVE}: no checkpoint before the weights are known to be good" in told
+    assert shop.checkpoints("late") == [2 * SAVE + 1, STEPS]
+
+
 def test_without_a_checkpoint_to_return_to_a_run_stops(shop: Workshop) -> None:
     patch = functools.partial(poisoned_rows, range(2, 100))
     ((code, told),) = shop.run(shop.arguments("early", "--set", "guards.patience=2"), world=WORLD, patch=patch)
