@@ -79,7 +79,8 @@ def contrast(
         for name in learned:
             cached.z[name].requires_grad_()
     with span("gather"):
-        z, present = (_joined([*(cached[i] for cached in cache), live[i]]) for i in (0, 1))
+        z = _joined([*(cached.z for cached in cache), live[0]])
+        present = _joined([*(cached.present for cached in cache), live[1]])
         everything = gather_batch(z, present, batch.groups if objective.needs_groups else None)
     with span("loss"):
         loss, logs = objective(everything)
