@@ -73,7 +73,7 @@ SMALL = {
         [{}, {"coarsen": 1, "summary": False, "scale": "linear"}, {"padding": "zeros", "channels_last": False}],
     ),
     "vit3d": ("grid", [{}, {"position": "learned", "summary": False, "patch": 4, "coarsen": 2, "scale": "linear"}]),
-    "image": ("image", [{}, {"model": "vit_tiny_patch16_224", "tokens": "patches"}]),
+    "image": ("image", [{"model": "test_convnext"}, {"model": "test_vit", "tokens": "patches"}]),
     "ft_transformer": ("table", [{}, {"depth": 1, "dim": 16}]),
     "table_mlp": ("table", [{}, {"layers": 0}]),
     "smiles_transformer": ("smiles", [{}, {"max_tokens": 4, "dim": 16}]),
