@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from pretrain.agreement import together
+from pretrain.agreement import on_first_rank, together
 from pretrain.engine import Engine
 from pretrain.export import contiguous, write_json
 from pretrain.parts import Fitted, with_weights
@@ -101,8 +101,8 @@ class Checkpoints:
                     publish(target)
                     self._prune(target)
         except CheckpointError:
-            if engine.rank == 0:
-                shutil.rmtree(stage, ignore_errors=True)
+            # all wait for it: the first that leaves may take the others with it
+            on_first_rank(lambda: shutil.rmtree(stage, ignore_errors=True))
             raise
         return target
 

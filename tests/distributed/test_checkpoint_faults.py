@@ -8,7 +8,9 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,44 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_nothing_else(
         assert world == 1 or "rank 0: " not in rank["message"]
         assert rank["untouched"] and rank["names"] == ["step-00000001", "step-00000002"]
         assert rank["finite"] == 1.0 and rank["newest"] == "step-00000003"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def fill(folder: str) -> list[dict[str, Any]]:
+    """Save where there is room for a tenth, two tenths ... of a checkpoint."""
+    from shards.errors import CheckpointError
+
+    run, checkpoints = run_and_save(folder)
+    before, others, found = seals(Path(folder)), Path(folder) / "others", []
+    size = sum(path.stat().st_size for path in checkpoints.newest().rglob("*"))
+    for tenth in range(1, 10):
+        disk = os.statvfs(folder)
+        others.write_bytes(bytes(disk.f_bavail * disk.f_frsize - size * tenth // 10))
+        message = ""
+        try:
+            checkpoints.save(run, 3, {}, {})
+        except CheckpointError as error:
+            message = str(error)
+        others.unlink()
+        names = sorted(path.name for path in Path(folder).iterdir())
+        found.append({"message": message, "kept": seals(Path(folder)) == before, "names": names})
+    checkpoints.save(run, 3, {}, {})
+    return found
+
+
+def test_a_full_disk_keeps_what_it_has(small_disk: Path) -> None:
+    for found in spawn(fill, 1, str(small_disk))[0]:
+        assert "rank 0: " in found["message"]
+        assert found["kept"] and found["names"] == ["step-00000001", "step-00000002"]
 
 
 def kept(folder: str) -> dict[str, list[str]]:

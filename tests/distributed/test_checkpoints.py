@@ -184,6 +184,33 @@ def test_a_stage_that_cannot_be_converted_is_refused(folder: Path, written: Runs
     assert "ZeRO stage 3, this run has 1" in message and "zero_optimization.stage = 3" in message
 
 
+def frozen(folder: str, load: bool) -> dict[str, Any]:
+    """Save frozen weights that are not those of a new run; or load them into a new run."""
+    from pretrain.checkpoint import ENGINE, Checkpoints
+
+    found = {}
+    for name in ("zero2", "zero3"):
+        run = engine(SETTINGS[name], steps=STEPS, frozen=0.0 if load else 0.5)
+        checkpoints = Checkpoints(Path(folder) / name, keep=2)
+        if load:
+            run.load(checkpoints.newest() / ENGINE)
+        else:
+            run.compute(parts(1)[0], 0)
+            run.apply()
+            checkpoints.save(run, 1, {}, {})
+        found[name] = {key: value.numpy() for key, value in run.weights().items()}
+    return found
+
+
+def test_frozen_weights_and_buffers_come_back_at_another_number_of_ranks(tmp_path: Path) -> None:
+    before = spawn(frozen, 2, str(tmp_path), False)[0]
+    after = spawn(frozen, 1, str(tmp_path), True)[0]
+    for name, weights in before.items():
+        assert weights["encoders.c.centre"].max() == 0.5, "the buffers of a new run"
+        for key, value in weights.items():
+            np.testing.assert_array_equal(after[name][key], value, err_msg=key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [(4, 2), (2, 4), (4, 1), (1, 4)])
 def test_four_ranks(tmp_path: Path, old: int, new: int) -> None:

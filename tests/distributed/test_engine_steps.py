@@ -12,6 +12,7 @@ from tests.distributed.toy_engine import engine, parts, whole, zero
 
 STEPS = 4
 STAGES = {f"zero{stage}": zero(stage) for stage in range(4)}
+WINDOWS = [(thrown, computed) for thrown in (1, 2) for computed in (False, True)]
 OFFLOADED = {
     f"offload{stage}": zero(stage, offload_optimizer={"device": "cpu", "pin_memory": False}) for stage in (1, 2, 3)
 }
@@ -30,7 +31,13 @@ def results(names: list[str], alone: bool) -> dict[str, Any]:
 
 
 def more(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"poisoned": poisoned(settings), "accumulated": accumulated(settings), "half": half(settings)}
+    windows = {how: window(settings, *how) for how in WINDOWS}
+    return {
+        "poisoned": poisoned(settings),
+        "windows": windows,
+        "accumulated": accumulated(settings),
+        "half": half(settings),
+    }
 
 
 def without_second(settings: dict[str, Any], second: Any) -> dict[str, np.ndarray]:
@@ -53,6 +60,20 @@ def discarded(run: Any, part: Any) -> None:
     run.compute(part, 1)
     run.discard()
     assert run.pending == 0
+
+
+def window(settings: dict[str, Any], thrown: int, computed: bool) -> dict[str, np.ndarray]:
+    """Two batches a step; the gradient is thrown away after ``thrown`` of the first two, or those are never computed."""
+    run = engine(settings, steps=STEPS, accumulate=2, grad_clip=0.1)
+    for step, part in enumerate(parts(STEPS)):
+        if step < thrown and not computed:
+            continue
+        run.compute(part, step)
+        if step + 1 == thrown:
+            run.discard()
+        else:
+            run.apply()
+    return whole(run)
 
 
 def kept(run: Any, part: Any) -> None:
@@ -121,6 +142,16 @@ def test_a_discarded_gradient_leaves_no_trace(world: int, stage: str, runs: Runs
         for name, value in rank[stage]["discarded"].items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
         assert any(np.abs(rank["zero0"]["kept"][name] - value).max() > 1e-3 for name, value in expected.items())
+
+
+@pytest.mark.parametrize("thrown", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_discarded_window_leaves_no_trace(thrown: int, stage: str, runs: Runs) -> None:
+    for rank in runs[2]:
+        windows = rank[stage]["windows"]
+        for name, value in windows[thrown, False].items():
+            np.testing.assert_array_equal(windows[thrown, True][name], value, err_msg=name)
+        assert any(np.abs(windows[1, False][name] - value).max() > 1e-3 for name, value in windows[2, False].items())
 
 
 @pytest.mark.parametrize("stage", STAGES)

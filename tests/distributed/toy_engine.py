@@ -72,7 +72,15 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
     return {"zero_optimization": {"stage": stage, **third, **more}}
 
 
-def engine(settings: dict[str, Any], objective: str = "anchored", *, steps: int = STEPS, **optim: Any) -> Engine:
+def engine(
+    settings: dict[str, Any],
+    objective: str = "anchored",
+    *,
+    steps: int = STEPS,
+    frozen: float | None = None,
+    **optim: Any,
+) -> Engine:
+    """Return a new engine; with ``frozen`` encoder c is, and that was added to its weights and its buffers."""
     import torch
 
     from pretrain.config import parse_recipe
@@ -85,6 +93,10 @@ def engine(settings: dict[str, Any], objective: str = "anchored", *, steps: int 
     fitted = {name: {"mean": [0.0] * 6, "std": [1.0] * 6} for name in NAMES}
     torch.manual_seed(0)
     model = MultimodalModel(config, specs(), fitted, autocast_type(config.optim, device))
+    if frozen is not None:
+        model.encoders["c"].requires_grad_(False)
+        for value in model.encoders["c"].state_dict().values():
+            value += frozen
     return Engine(
         model, config.optim, batch_size=BATCH, warmup_steps=0, total_steps=steps, seed=0, settings=settings
     )  # fmt: skip
