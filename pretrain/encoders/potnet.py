@@ -65,7 +65,8 @@ class PotNet(Encoder):
     Deviations: layer norm, before each layer and on messages, instead of batch norm, so that rows are
     independent and a global batch over several ranks equals one rank. ``pool = "statistics"`` adds the
     deviation over atoms, and ``summary`` a plain path over invariants (`CrystalSummary`). As published:
-    ``{ kind = "potnet", layers = 3, dim = 256, pool = "mean", summary = false, dropout = 0 }``.
+    ``{ kind = "potnet", layers = 3, dim = 256, gaussians = 256, pool = "mean", summary = false, dropout = 0 }``, and
+    with ``output = 128`` in MultiMat.
     """
 
     class Config(Options):
@@ -78,6 +79,7 @@ class PotNet(Encoder):
         multiquadrics: int = Field(64, ge=2, description="multiquadrics for the summed potentials")
         potentials: bool = Field(True, description="use the infinite sums where the data has them")
         pool: Literal["mean", "statistics"] = "statistics"
+        output: int | None = Field(None, ge=2, description="width of vector and tokens; default: `dim`")
         summary: bool = Field(True, description="add a perceptron over plain invariants")
         dropout: float = Field(0.3, ge=0, lt=1)
 
@@ -86,7 +88,8 @@ class PotNet(Encoder):
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        self.dim = dim = config.dim
+        dim = config.dim
+        self.dim = config.output or dim
         self.potentials = config.potentials and "potentials" in spec.fields
         self.elements = ElementEmbedding(dim)
         self.local = nn.Sequential(nn.Linear(config.gaussians, dim), nn.Softplus())
@@ -94,9 +97,9 @@ class PotNet(Encoder):
             self.infinite = nn.Sequential(nn.Linear(config.multiquadrics, dim), nn.Softplus())
         self.layers = nn.ModuleList(GatedMessages(dim, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
-        self.out = nn.Linear(2 * dim if config.pool == "statistics" else dim, dim)
+        self.out = nn.Linear(2 * dim if config.pool == "statistics" else dim, self.dim)
         self.summary = (
-            CrystalSummary(dim, potentials=self.potentials, dropout=config.dropout) if config.summary else None
+            CrystalSummary(self.dim, potentials=self.potentials, dropout=config.dropout) if config.summary else None
         )
 
     def forward(self, inputs: Inputs) -> Encoded:
@@ -111,6 +114,9 @@ class PotNet(Encoder):
         vector = self.out(pool(x, row, rows))
         if self.summary is not None:
             vector = vector + self.summary(inputs)
+        if self.config.output:
+            # as a crystal of this atom alone would be read: it is its own mean, and has no deviation
+            x = self.out(torch.cat([x, torch.zeros_like(x)], dim=1) if self.config.pool == "statistics" else x)
         tokens, mask = dense_tokens(x, inputs)
         return Encoded(vector, tokens, mask)
 

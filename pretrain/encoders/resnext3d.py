@@ -122,6 +122,7 @@ class ResNeXt3D(GridEncoder):
         width, cardinality = config.width or (128 if large else 16), config.cardinality or (32 if large else 4)
         channels = 64 if large else width
         self.stem = GridConv(1, channels, 7 if large else 5, 2, 1, config.padding)
+        self.stem_norm = norm(channels) if large else nn.Identity()
         layers: list[nn.Module] = []
         for stage, blocks in enumerate(BLOCKS[config.depth]):
             for block in range(blocks):
@@ -135,7 +136,7 @@ class ResNeXt3D(GridEncoder):
 
     def tokens(self, grid: Tensor) -> Tensor:
         """Scaled grids (R, n, n, n) -> the cells of the last feature map (R, T, dim)."""
-        x = F.relu_(self.stem(grid[:, None].to(self.stem.weight.dtype)))
+        x = F.relu(self.stem_norm(self.stem(grid[:, None].to(self.stem.weight.dtype))))
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.pool_stem:

@@ -46,7 +46,10 @@ SPECS = {
     "vector": ModalitySpec(name="magpie", kind="vector", fields={"vector": FieldSpec(dtype="float32", shape=(7,))}),
 }  # fmt: skip
 SMALL = {
-    "potnet": ("graph", [{}, {"pool": "mean", "summary": False, "potentials": False, "dropout": 0}]),
+    "potnet": (
+        "graph",
+        [{}, {"pool": "mean", "summary": False, "potentials": False, "dropout": 0}, {"output": 24, "dim": 32}],
+    ),
     "cgcnn": ("graph", [{}, {"summary": False, "layers": 1}]),
     "comformer": ("graph", [{}, {"summary": False, "channels": 0, "layers": 1}, {"summary": False}]),
     "schnet": ("graph", [{}, {"summary": False, "layers": 1}]),

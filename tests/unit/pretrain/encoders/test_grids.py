@@ -24,6 +24,7 @@ BARE = {"summary": False, "dropout": 0, "coarsen": 1}
 def test_the_published_network():
     net = build("resnext3d", "grid", **PUBLISHED)
     assert net.stem.weight.shape == (64, 1, 7, 7, 7) and net.stem.stride == (2, 2, 2)
+    assert net.stem_norm.num_channels == 64
     assert [type(layer) for layer in net.layers] == [Bottleneck] * (3 + 4 + 6 + 3)
     spatial = [layer.branch[3] for layer in net.layers]
     assert [conv.out_channels for conv in spatial] == [128] * 3 + [256] * 4 + [512] * 6 + [1024] * 3
