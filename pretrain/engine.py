@@ -31,7 +31,7 @@ from pretrain.model import MultimodalModel
 from pretrain.optimizer import accumulation, learning_rate, parameter_groups
 from pretrain.ports import free_port
 from pretrain.precision import LossScale
-from pretrain.settings import check_settings, offloads, zero_stage
+from pretrain.settings import check_settings, offloads, refused, zero_stage
 from pretrain.spans import span
 from pretrain.universal import TAG, Origin, universal
 from shards.batch import Batch
@@ -128,9 +128,12 @@ class Engine:
         on_cpu = offloads(settings) and torch.cuda.is_available()
         optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam if on_cpu else torch.optim.AdamW
         groups = parameter_groups(model, optim.weight_decay, scales)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer(groups, lr=optim.lr, betas=optim.betas, weight_decay=0.0), config=config
-        )
+        with refused():
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer(groups, lr=optim.lr, betas=optim.betas, weight_decay=0.0),
+                config=config,
+            )
         self.device = self.engine.device
         self.stage, self.offloads = zero_stage(settings), offloads(settings)
         self.files = self.engine.checkpoint_engine = DurableFiles(self.engine._config)

@@ -95,3 +95,17 @@ def test_the_export_is_whole(runs: dict[str, list[dict[str, Any]]]) -> None:
     assert f"{count:,} parameters" in runs["three"][0]["card"]
     for name in NAMES:
         np.testing.assert_allclose(runs["three"][0]["alone"][name], reference["alone"][name], atol=1e-5, rtol=0)
+
+
+def misspelt() -> str:
+    from shards.errors import ConfigError
+
+    try:
+        engine({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_sise": 1}})
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_a_misspelt_key_of_zero_is_refused_by_name() -> None:
+    assert "stage3_prefetch_bucket_sise" in spawn(misspelt, 1)[0]

@@ -19,6 +19,8 @@ from shards.errors import ConfigError
         ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
         ({"checkpoint": {"load_universal": True}}, "'checkpoint'"),
+        ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'"),
+        ({"managed_gradient_accumulation": False}, "no DeepSpeed key that can be set"),
         ({"zero_optimization": {"stage": 4}}, "no ZeRO stage 4"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "does nothing at ZeRO stage 2"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "does nothing at ZeRO stage 0"),
