@@ -239,9 +239,11 @@ def test_under_deepspeeds_own_command_all_is_saved_though_codes_are_lost(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "expected"), [("rank1", 247), ("runner", 75), ("launch", 75), ("top", -signal.SIGKILL)]
+    ("target", "expected"),
+    # the rank that is killed and the one that misses it are found in any order
+    [("rank1", {247, 70}), ("runner", {75}), ("launch", {75}), ("top", {-signal.SIGKILL})],
 )
-def test_a_killed_process_leaves_no_orphans(shop: Workshop, target: str, expected: int) -> None:
+def test_a_killed_process_leaves_no_orphans(shop: Workshop, target: str, expected: set[int]) -> None:
     out = f"killed-{target}"
     with Tree(shop, out, "step", supervised=True) as tree:
         tree.members[target].kill()
@@ -250,5 +252,5 @@ def test_a_killed_process_leaves_no_orphans(shop: Workshop, target: str, expecte
         tree.hold.release(0, *([] if target == "rank1" else [1]))
         code, left, seconds = tree.end()
     print(f"SIGKILL to {target}: code {code}, left {left}, newest {newest(shop, out)}, {seconds:.1f} s")
-    assert (code, left) == (expected, []), tree.log.read_text()
+    assert code in expected and not left, tree.log.read_text()
     assert newest(shop, out) == (SAVE if target == "rank1" else EXPECTED["step"])

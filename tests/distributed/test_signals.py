@@ -111,8 +111,8 @@ def ended(shop: Workshop, whole: str) -> dict[str, tuple[list[int | None], str]]
         with Ranks(shop, WORLD, shop.arguments(phase), functools.partial(held, phase, hold)) as ranks:
             hold.reached(*waiting)
             ranks.signal(number, *targets)
+            noticed(shop.folder / phase)
             if phase == "save":
-                noticed(shop.folder / phase)
                 # somebody who cannot wait
                 ranks.signal(signal.SIGTERM, 0, 1)
             if phase != "data":
