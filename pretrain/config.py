@@ -257,6 +257,23 @@ class GuardConfig(Strict):
     hang_timeout_s: float = Field(1200.0, ge=0, allow_inf_nan=False)
 
 
+class LoggingConfig(Strict):
+    """What is measured and shown beside the loss.
+
+    Attributes
+    ----------
+    every_steps : int
+        Steps between two lines on a log, and between two detailed measurements: where the time goes, throughput,
+        memory, the gradient's norm by modality.
+    peak_tflops : float, optional
+        Peak of one accelerator at this precision, for the model FLOP utilisation; by default that of the data sheet of
+        a GPU that is known.
+    """
+
+    every_steps: int = Field(10, gt=0)
+    peak_tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
 class TrackingConfig(Strict):
     """MLflow experiment, and the name under which the best model is registered (none: not registered)."""
 
@@ -278,6 +295,7 @@ class Recipe(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardConfig = GuardConfig()
+    logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = {}
     tracking: TrackingConfig = TrackingConfig()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import TextIO
@@ -18,7 +18,7 @@ SHOWN = [
     ("val/mrr", "val MRR", "{:.3f}"),
     ("lr", "lr", "{:.2e}"),
     ("temperature", "tau", "{:.3f}"),
-    ("gradient_norm", "grad", "{:.2f}"),
+    ("grad_norm", "grad", "{:.2f}"),
     ("samples_per_s", "samples/s", "{:.0f}"),
     ("memory_gib", "GiB", "{:.1f}"),
     ("mfu", "MFU", "{:.1%}"),
@@ -45,18 +45,27 @@ class Display:
         Epochs of the run.
     every : int
         Steps between two plain lines.
+    report : callable
+        Gets the plain lines.
     enabled : bool
         False on every rank but the first: then nothing is shown.
     stream : file, optional
-        Default: standard output.
+        Where the live display goes if it is a terminal; default: standard output.
     """
 
     def __init__(
-        self, total: int, epochs: int, *, every: int, enabled: bool = True, stream: TextIO | None = None
+        self,
+        total: int,
+        epochs: int,
+        *,
+        every: int,
+        report: Callable[[str], None] = print,
+        enabled: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
-        self.total, self.epochs, self.every, self.enabled = total, epochs, every, enabled
-        self.stream = stream or sys.stdout
-        self.live = enabled and self.stream.isatty()
+        self.total, self.epochs, self.every, self.report, self.enabled = total, epochs, every, report, enabled
+        stream = stream or sys.stdout
+        self.live = enabled and stream.isatty()
         self._last: dict[str, float] = {}
         self._began, self._first = time.monotonic(), 0
         self._task: TaskID | None = None
@@ -66,7 +75,7 @@ class Display:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}"),
-            console=Console(file=self.stream),
+            console=Console(file=stream),
             disable=not self.live,
         )
 
@@ -90,23 +99,14 @@ class Display:
         if self.live and self._task is not None:
             epoch_text = f"{epoch + 1}/{self.epochs}"
             self._progress.update(self._task, completed=step, epoch=epoch_text, values=shown(self._last))
-        elif step % self.every == 0 or step == self.total:
-            self.line(
+        elif self.enabled and (step % self.every == 0 or step == self.total):
+            self.report(
                 f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {shown(self._last)}{self._left(step)}"
             )
 
     def values(self, values: Mapping[str, float]) -> None:
         """Take note of values that come between steps, such as those of an evaluation."""
         self._last |= values
-
-    def line(self, text: str) -> None:
-        """Write a line, above the live display where there is one."""
-        if not self.enabled:
-            return
-        if self.live:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=self.stream, flush=True)
 
     def _left(self, step: int) -> str:
         done = step - self._first

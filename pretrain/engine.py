@@ -223,7 +223,7 @@ class Engine:
         squares = self._squares.clone()
         dist.all_reduce(squares)
         norms = squares.sqrt() / (self.scale.value if self.scale else 1.0)
-        return dict(zip(self.norms.parts, norms.tolist(), strict=True))
+        return {f"grad_norm/{part}": norm for part, norm in zip(self.norms.parts, norms.tolist(), strict=True)}
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -14,12 +14,14 @@ from pretrain.agreement import on_first_rank
 from pretrain.build import build
 from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
+from pretrain.display import Display
 from pretrain.engine import start_process_group
-from pretrain.evaluate import KS, embed_all, mean_reciprocal_rank, retrieval
+from pretrain.evaluate import KS, alignment, embed_all, mean_reciprocal_rank, retrieval, uniformity
 from pretrain.export import write_json
 from pretrain.feed import Feed
 from pretrain.fitting import fit
 from pretrain.guards import DivergenceError, Guards, Judgement, Verdict, culprits, finite_weights
+from pretrain.meters import Meter
 from pretrain.record import BEST, Recorder
 from pretrain.setup import (
     identity,
@@ -100,6 +102,11 @@ class Trainer:
             for stream in (self.parts.training, self.parts.validation)
         )
         self.guards = Guards(recipe.guards)
+        every, peak = recipe.logging.every_steps, recipe.logging.peak_tflops
+        self.meter = Meter(every, self.device, peak)
+        self.display = Display(
+            self.total_steps, recipe.optim.epochs, every=every, report=self.report, enabled=self.rank == 0
+        )
         # `evaluated`: the last step whose evaluation is made; `saved`: the step of the checkpoint that is as we are
         self.step, self.best, self.evaluated, self.saved = 0, -1.0, 0, -1
         self.score: float | None = None
@@ -134,8 +141,9 @@ class Trainer:
     def _run(self) -> None:
         with Recorder(
             self.recipe, self.out, self.dataset, world=self.world, enabled=self.rank == 0, report=self.report
-        ) as self.recorder, self.watchdog:  # fmt: skip
+        ) as self.recorder, self.watchdog, self.display:  # fmt: skip
             self.recorder.start(self.step, evaluated=self.evaluated == self.step)
+            self.display.start(self.step)
             try:
                 self._poll()
                 self._evaluate_if_due()
@@ -158,6 +166,7 @@ class Trainer:
             # after the evaluation, which a run that resumes here would otherwise make once more
             if self.owed or self.step % self.recipe.checkpoint.every_steps == 0 or self.step == self.total_steps:
                 self._save()
+                self.meter.pause()
                 self._poll()
             self.watchdog.beat("data", self.step + 1)
 
@@ -175,21 +184,24 @@ class Trainer:
         self.watchdog.beat("forward and backward", self.step + 1)
         flags = {"preempted": float(self.signals.requested), "stalled": float(batch is None)}
         batch = batch or self.feed.nothing()
-        values = self.engine.compute(batch, self.step, flags)
-        preempted, stalled = values.pop("preempted") > 0, values.pop("stalled") > 0
-        if stalled:
-            self.engine.discard()
-            raise Interrupted
-        judgement = self.guards.judge(self.step, values)
-        self._obey(judgement, batch)
+        with self.meter.step(self.step, samples=len(batch.ids) * self.world, waited_s=waited):
+            values = self.engine.compute(batch, self.step, flags)
+            preempted, stalled = values.pop("preempted") > 0, values.pop("stalled") > 0
+            if stalled:
+                self.engine.discard()
+                raise Interrupted
+            norms = self.engine.gradient_norms() if self.meter.due(self.step) else {}
+            judgement = self.guards.judge(self.step, values)
+            self._obey(judgement, batch)
         self.step += 1
         self._note()
         if judgement.verdict is Verdict.ROLL_BACK:
             self._roll_back(judgement.reason)
             return False
         seconds = time.perf_counter() - began + waited
-        values |= {"seconds/step": seconds, "seconds/data": waited}
+        values |= {**norms, **self.meter.values(), "seconds/step": seconds, "seconds/data": waited}
         self.recorder.metrics(self.step, {name: value for name, value in values.items() if math.isfinite(value)})
+        self.display.step(self.step, self.stream.locate(self.step - 1)[0], values)
         if preempted:
             raise Interrupted
         return True
@@ -287,11 +299,16 @@ class Trainer:
                 for row in rows
                 for k in KS
             }
-            self.recorder.metrics(self.step, {**recalls, "val/mrr": self.score})
+            shape = {f"val/alignment/{pair}": value for pair, value in alignment(z, present).items()}
+            shape |= {f"val/uniformity/{name}": value for name, value in uniformity(z, present).items()}
+            self.recorder.metrics(self.step, {**recalls, **shape, "val/mrr": self.score})
+            self.display.values({"val/mrr": self.score})
             if self.score > self.best:
                 self.best = self.score
                 self.recorder.export(model, self.fitted, self.step, rows)
         dist.barrier()
+        self.report(f"step {self.step}: validation MRR {self.score:.3f}")
+        self.meter.pause()
         self.evaluated = self.step
         self._note()
         self._poll()

@@ -31,7 +31,7 @@ def train(cases: Cases) -> dict[str, Any]:
         for step, part in enumerate(parts()):
             held.append(sorted(part.inputs))
             logs.append(run.compute(part, step))
-            norms.append(run.gradient_norms())
+            norms.append({k.removeprefix("grad_norm/"): v for k, v in run.gradient_norms().items()})
             run.apply()
         results[case] = {"logs": logs, "norms": norms, "parameters": whole(run), "held": held}
     return results

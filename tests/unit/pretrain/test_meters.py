@@ -88,16 +88,13 @@ def test_an_unknown_accelerator_has_no_peak() -> None:
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
-    stream = io.StringIO()
-    with Display(10, 5, every=4, stream=stream) as display:
+    lines: list[str] = []
+    with Display(10, 5, every=4, report=lines.append, stream=io.StringIO()) as display:
         display.start(2)
         for step in range(3, 11):
             display.step(step, step // 2, {"loss": 1.0 / step, "seconds/step": 2.0, "seconds/data": 0.5})
-        display.line("saved")
-    lines = stream.getvalue().splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == ["4/10", "8/10", "10/10"]
+    assert [line.split()[1] for line in lines] == ["4/10", "8/10", "10/10"]
     assert "loss 0.250" in lines[0] and "data 25%" in lines[0] and "left" in lines[0]
-    assert lines[-1] == "saved"
 
 
 class Terminal(io.StringIO):
@@ -110,18 +107,16 @@ def test_a_live_display_on_a_terminal() -> None:
     with Display(10, 5, every=4, stream=stream) as display:
         display.start(0)
         display.step(7, 3, {"loss": 0.5})
-        display.line("[saved]")
     text = stream.getvalue()
-    assert "7/10" in text and "epoch 4/5" in text and "loss 0.500" in text and "[saved]" in text
+    assert "7/10" in text and "epoch 4/5" in text and "loss 0.500" in text
 
 
 def test_other_ranks_show_nothing() -> None:
-    stream = Terminal()
-    with Display(10, 5, every=1, enabled=False, stream=stream) as display:
+    stream, lines = Terminal(), list[str]()
+    with Display(10, 5, every=1, enabled=False, report=lines.append, stream=stream) as display:
         display.start(0)
         display.step(1, 0, {"loss": 0.5})
-        display.line("x")
-    assert stream.getvalue() == ""
+    assert stream.getvalue() == "" and lines == []
 
 
 def test_what_is_shown_is_what_is_known() -> None:
