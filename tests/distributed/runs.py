@@ -70,6 +70,8 @@ zero_optimization = {{ stage = 1 }}
 [tracking]
 experiment = "tests"
 """
+# what is measured of the machine, and differs from run to run
+MACHINE = ("seconds", "samples_per_s", "memory_gib", "mfu")
 
 
 @dataclass
@@ -98,8 +100,7 @@ class Workshop:
     def metrics(self, out: str) -> list[dict[str, float]]:
         """Lines of metrics without what is measured of the machine."""
         lines = (self.folder / out / "metrics.jsonl").read_text().splitlines()
-        machine = ("seconds", "samples_per_s", "memory_gib", "mfu")
-        return [{k: v for k, v in json.loads(line).items() if not k.startswith(machine)} for line in lines]
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith(MACHINE)} for line in lines]
 
     def copy(self, source: str, target: str) -> Path:
         shutil.copytree(self.folder / source, self.folder / target)
@@ -125,10 +126,12 @@ class Workshop:
         return spawn(mains, world, str(self.folder), jobs, patch)[0]
 
 
-def mains(cwd: str, jobs: Sequence[Sequence[str]], patch: Callable[[], None] | None = None) -> list[tuple[int, str]]:
-    """Run ``main`` of launch/pretrain.py for each job in this process; exit codes and what was written to stderr."""
+def mains(
+    cwd: str, jobs: Sequence[Sequence[str]], patch: Callable[[], None] | None = None, script: str = "pretrain"
+) -> list[tuple[int, str]]:
+    """Run ``main`` of a script of launch/ for each job in this process; exit codes and what was written."""
     os.chdir(cwd)
-    main = importlib.import_module("launch.pretrain").main
+    main = importlib.import_module(f"launch.{script}").main
     if patch:
         patch()
     warnings.simplefilter("always")

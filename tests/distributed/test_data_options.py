@@ -11,7 +11,7 @@ import pytest
 
 from shards.build import build
 from tests.distributed.ranks import spawn
-from tests.distributed.test_resume import mains
+from tests.distributed.runs import MACHINE, mains
 from tests.synthetic import FEATURES, SPLITS, records
 
 RECIPE = """
@@ -73,7 +73,7 @@ def run(folder: Path, *jobs: list[str], world: int = 1) -> list[tuple[int, str]]
 
 def metrics(folder: Path, out: str) -> list[dict[str, float]]:
     lines = map(json.loads, (folder / out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(MACHINE)} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from shards.manifest import read_manifest
 from tests.distributed.ranks import spawn
-from tests.distributed.test_resume import mains
+from tests.distributed.runs import MACHINE, mains
 from tests.pictures import CROP, build_pictures
 from tests.servers import http_server
 
@@ -49,12 +49,12 @@ batch_size = 8
 
 def launched(cwd: str, jobs: list[list[str]], script: str) -> list[tuple[int, str]]:
     """`mains` in a process that knows the encoder of `tests.pictures`."""
-    return mains(cwd, jobs, script)
+    return mains(cwd, jobs, script=script)
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(MACHINE)} for line in lines]
 
 
 @pytest.fixture(scope="module")
