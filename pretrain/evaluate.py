@@ -148,6 +148,15 @@ def uniformity(z: Mapping[str, Tensor], present: Mapping[str, Tensor], *, most: 
     return found
 
 
+def validation_values(z: Mapping[str, Tensor], present: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, float]:
+    """Return what a validation logs: the recalls of `retrieval`'s rows, alignment and uniformity."""
+    values = {
+        f"val/{row['query']}-{row['target']}/recall_at_{k}": float(row[f"recall_at_{k}"]) for row in rows for k in KS
+    }
+    values |= {f"val/alignment/{pair}": value for pair, value in alignment(z, present).items()}
+    return values | {f"val/uniformity/{name}": value for name, value in uniformity(z, present).items()}
+
+
 def mean_reciprocal_rank(rows: Sequence[Row]) -> float:
     """Return the mean over pairs of the mean reciprocal rank: the figure by which checkpoints are compared."""
     return fmean(float(row["mrr"]) for row in rows) if rows else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 
@@ -74,11 +74,17 @@ def refuse_another_run(known: Mapping[str, Any], now: Mapping[str, Any], *, wher
             )
 
 
-def refuse_earlier_run(checkpoints: Checkpoints) -> None:
-    """Refuse to mix a new run with an earlier one's checkpoints, which ``--resume`` would take for its own."""
-    if checkpoints.steps():
+def resumed_from(checkpoints: Checkpoints, resume: bool | Literal["auto"]) -> Path | None:
+    """Return the checkpoint that a run goes on from, the same on all ranks; None: it starts.
+
+    ``auto`` starts where there has never been one; where all are damaged, it is an error like ``True``. A run that is
+    to start is refused where there are some, which a later ``--resume`` would take for its own.
+    """
+    some = on_first_rank(lambda: bool(checkpoints.steps()))
+    if some and not resume:
         raise CheckpointError(
             "the folder holds the checkpoints of an earlier run",
             where=checkpoints.folder,
             do="continue it with --resume, or name another --out",
         )
+    return on_first_rank(checkpoints.newest) if some or resume is True else None

@@ -16,7 +16,7 @@ from pretrain.checkpoint import ENGINE, Checkpoints
 from pretrain.config import Recipe
 from pretrain.display import Display
 from pretrain.engine import start_process_group
-from pretrain.evaluate import KS, alignment, embed_all, mean_reciprocal_rank, retrieval, uniformity
+from pretrain.evaluate import embed_all, mean_reciprocal_rank, retrieval, validation_values
 from pretrain.export import write_json
 from pretrain.feed import Feed
 from pretrain.fitting import fit
@@ -28,7 +28,7 @@ from pretrain.setup import (
     noise_scales,
     open_on_all_ranks,
     refuse_another_run,
-    refuse_earlier_run,
+    resumed_from,
 )
 from pretrain.signals import PREEMPTED, Interrupted, Preempted, Signals, preemption
 from pretrain.tracking import REGISTERED
@@ -76,11 +76,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             out / "checkpoints", recipe.checkpoint.keep, keep_best=recipe.checkpoint.keep_best
         )
-        if resume == "auto":
-            resume = on_first_rank(lambda: bool(self.checkpoints.steps()))
-        if not resume:
-            refuse_earlier_run(self.checkpoints)
-        folder = on_first_rank(self.checkpoints.newest) if resume else None
+        folder = resumed_from(self.checkpoints, resume)
         state, self.fitted = Checkpoints.read(folder) if folder else ({}, fit(recipe, self.dataset))
         if folder:
             refuse_another_run(state["run"], identity(recipe, self.dataset), where=folder)
@@ -102,8 +98,8 @@ class Trainer:
             for stream in (self.parts.training, self.parts.validation)
         )
         self.guards = Guards(recipe.guards)
-        every, peak = recipe.logging.every_steps, recipe.logging.peak_tflops
-        self.meter = Meter(every, self.device, peak)
+        every = recipe.logging.every_steps
+        self.meter = Meter(every, self.device, recipe.logging.peak_tflops)
         self.display = Display(
             self.total_steps, recipe.optim.epochs, every=every, report=self.report, enabled=self.rank == 0
         )
@@ -120,12 +116,7 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end and return the export of the best model by validation retrieval.
 
-        Raises
-        ------
-        Preempted
-            Where it was asked to end early, and everything is saved.
-        DivergenceError
-            Where the guards have seen enough.
+        Raises `Preempted` where it was asked to end early, and `DivergenceError` where the guards have seen enough.
         """
         if self.step == self.total_steps and (self.out / REGISTERED).exists():
             self.report("the run is finished and registered already")
@@ -146,6 +137,7 @@ class Trainer:
             self.display.start(self.step)
             try:
                 self._poll()
+                # one that a run which was ended early still owes
                 self._evaluate_if_due()
                 while self.step < self.total_steps:
                     self._train()
@@ -231,8 +223,9 @@ class Trainer:
         self._load(folder, state)
         self.guards.returned(state.get("guards", {}))
         self._note()
-        self.recorder.rewind(self.step)
+        self.recorder.rewind(self.step, evaluated=self.evaluated == self.step)
         self.report(f"returned to {folder}")
+        self._evaluate_if_due()
 
     def _poll(self) -> None:
         """Leave the loop where any rank was asked to; every rank calls it."""
@@ -294,14 +287,7 @@ class Trainer:
             z, present = embed_all(model, self.validation, self.device)
             rows = retrieval(z, present, complete_only=self.recipe.evaluation.complete_only)
             self.score = mean_reciprocal_rank(rows)
-            recalls = {
-                f"val/{row['query']}-{row['target']}/recall_at_{k}": float(row[f"recall_at_{k}"])
-                for row in rows
-                for k in KS
-            }
-            shape = {f"val/alignment/{pair}": value for pair, value in alignment(z, present).items()}
-            shape |= {f"val/uniformity/{name}": value for name, value in uniformity(z, present).items()}
-            self.recorder.metrics(self.step, {**recalls, **shape, "val/mrr": self.score})
+            self.recorder.metrics(self.step, {**validation_values(z, present, rows), "val/mrr": self.score})
             self.display.values({"val/mrr": self.score})
             if self.score > self.best:
                 self.best = self.score

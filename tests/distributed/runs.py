@@ -218,20 +218,20 @@ class Hold:
     Parameters
     ----------
     folder : Path
-        Made here; holds a marker and a FIFO for each rank.
+        Made here; holds markers: who has come, and who may go.
     """
 
     def __init__(self, folder: Path, world: int) -> None:
         self.folder, self.world = folder, world
         folder.mkdir()
-        for rank in range(world):
-            os.mkfifo(folder / f"go-{rank}")
 
     def here(self) -> None:
         """Wait; called in a rank."""
         rank = os.environ["RANK"]
         (self.folder / f"reached-{rank}").touch()
-        (self.folder / f"go-{rank}").read_bytes()
+        # not a FIFO: a signal may make a rank open it anew, after it was let go
+        while not (self.folder / f"go-{rank}").exists():
+            time.sleep(0.02)
 
     def reached(self, *ranks: int, alive: Callable[[], bool] = lambda: True) -> None:
         """Return once these ranks wait, all by default."""
@@ -246,4 +246,4 @@ class Hold:
     def release(self, *ranks: int) -> None:
         """Let these ranks, which wait, go on; all by default."""
         for rank in ranks or range(self.world):
-            os.close(os.open(self.folder / f"go-{rank}", os.O_RDWR))
+            (self.folder / f"go-{rank}").touch()

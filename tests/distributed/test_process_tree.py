@@ -28,9 +28,8 @@ from tests.distributed.runs import ROOT, SCRIPT, Hold, Workshop
 WORLD, SAVE, STEP = 2, 5, 7
 PLUGIN = '''
 import os
-import sys
+import time
 from pathlib import Path
-
 from typing import Literal
 
 from pretrain.encoders.vector import VectorEncoder
@@ -51,7 +50,8 @@ class HeldEncoder(VectorEncoder):
             HeldEncoder.held = True
             rank = os.environ["RANK"]
             (HOLD / f"reached-{rank}").touch()
-            (HOLD / f"go-{rank}").read_bytes()
+            while not (HOLD / f"go-{rank}").exists():
+                time.sleep(0.02)
 
     def __init__(self, spec, config, fitted):
         super().__init__(spec, config, fitted)
