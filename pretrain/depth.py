@@ -13,18 +13,20 @@ def stages_of(module: nn.Module) -> Stages:
     """Cut a module's parameters into stages, from its input to its output, by the order of its children.
 
     Wrappers around a single child are looked through. Every entry of a ``ModuleList`` (at any depth of ordinary
-    modules) and of a ``Sequential`` at the top is a stage; what stands before, between and after them is one stage
-    each. Written in the order in which they run, as is usual, a transformer gives embedding, block, ..., block, head.
-    An encoder written otherwise overrides ``Encoder.stages``.
+    modules) and of a ``Sequential`` at the top is a stage, together with the norms that follow it; what stands
+    before, between and after them is one stage each. Written in the order in which they run, as is usual, a
+    transformer gives embedding, block, ..., block, head. An encoder written otherwise overrides ``Encoder.stages``.
     """
     while (inner := _only_child(module)) is not None:
         module = inner
     stages: Stages = []
     plain: list[nn.Parameter] = []
     for part, alone in _entries(module) if _is_chain(module, top=True) else _parts(module, top=True):
-        if alone:
+        if alone and any(parameter.ndim > 1 for parameter in part):
             stages += [plain, part]
             plain = []
+        elif alone and stages and not plain:
+            stages[-1] = stages[-1] + part
         else:
             plain = plain + part
     return [stage for stage in _once([*stages, plain]) if stage]
@@ -52,8 +54,11 @@ def _entries(chain: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
 
 
 def _is_chain(module: nn.Module, *, top: bool) -> bool:
-    kinds = (nn.ModuleList, nn.Sequential) if top else (nn.ModuleList,)
-    return isinstance(module, kinds) and sum(_learns(entry) for entry in module.children()) > 1
+    """Say whether entries are stages: of a list, however short, and of a ``Sequential`` of several layers."""
+    learned = sum(_learns(entry) for entry in module.children())
+    return (
+        learned > 0 if isinstance(module, nn.ModuleList) else top and isinstance(module, nn.Sequential) and learned > 1
+    )
 
 
 def _only_child(module: nn.Module) -> nn.Module | None:

@@ -72,6 +72,15 @@ def test_wrappers_are_looked_through_and_chains_of_chains_are_one_chain() -> Non
     assert names(resnet) == [{"0"}, {"1.0"}, {"1.1"}, {"2"}]
 
 
+def test_a_list_of_one_is_a_stage_and_norms_belong_to_what_they_norm() -> None:
+    """Depth must not depend on how many blocks there are, nor on how a block is spelt."""
+    shallow = Tower()
+    shallow.blocks = shallow.blocks[:1]
+    assert names(shallow) == [TOWER[0], TOWER[1], TOWER[3]]
+    normed = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.GELU(), nn.Linear(2, 2))
+    assert names(normed) == [{"0", "1"}, {"3"}]
+
+
 def test_a_shared_parameter_belongs_to_the_first_stage() -> None:
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     tied[2].weight = tied[0].weight
