@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from pretrain.config import ProjectionConfig, Recipe
 from pretrain.encoders.base import ENCODERS, Encoder
+from pretrain.encoders.mlp import perceptron
 from pretrain.fusion.base import FUSIONS, Fusion, Width
 from shards.augment import centred, cropped
 from shards.errors import ConfigError, suggest
@@ -31,13 +31,7 @@ def projection(width: int, config: ProjectionConfig) -> nn.Module:
         return nn.Identity()
     if config.kind == "linear":
         return nn.Linear(width, config.dim)
-    widths = [width, *[config.hidden] * (config.layers - 1)]
-    hidden = [
-        layer
-        for first, second in pairwise(widths)
-        for layer in (nn.Linear(first, second), nn.GELU(), nn.Dropout(config.dropout))
-    ]
-    return nn.Sequential(*hidden, nn.Linear(widths[-1], config.dim))
+    return perceptron((width, *[config.hidden] * (config.layers - 1), config.dim), dropout=config.dropout)
 
 
 def build_projections(widths: Mapping[str, int], config: ProjectionConfig) -> dict[str, nn.Module]:
@@ -63,6 +57,8 @@ def build_fusions(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, 
         plugin = FUSIONS.get(options.kind)
         fusions[name] = plugin(options, {part: widths[part] for part in options.inputs})
         widths[name] = Width(fusions[name].dim, plugin.gives_tokens)
+    for name, encoder in encoders.items():
+        encoder.tokens_wanted = any(name in fusion.inputs for fusion in fusions.values())
     return fusions
 
 

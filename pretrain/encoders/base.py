@@ -50,11 +50,17 @@ class Encoder(nn.Module):
         The encoder's own ``Config``.
     fitted : mapping
         What `fit` returned (JSON-able), stored in every checkpoint.
+
+    Attributes
+    ----------
+    tokens_wanted : bool
+        Whether anybody reads the tokens; where they cost something, an encoder may leave them out if not.
     """
 
     Config: ClassVar[type[Options]] = Options
     reads: ClassVar[frozenset[str]] = frozenset()
     gives_tokens: ClassVar[bool] = False
+    tokens_wanted: bool = True
     dim: int
 
     def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
-from torch import nn
 
 from pretrain.encoders.atoms import tensor
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
+from pretrain.encoders.mlp import perceptron
 from shards.batch import Inputs
+from shards.errors import ConfigError
 from shards.plugins import Options
 from shards.schema import ModalitySpec
 
@@ -39,17 +40,24 @@ class Fingerprint(Encoder):
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
         self.dim = config.dim
-        (field,) = spec.fields.values()
-        widths = (int(field.shape[0]), *config.hidden)
-        hidden = [
-            layer
-            for first, second in pairwise(widths)
-            for layer in (nn.Linear(first, second), nn.LayerNorm(second), nn.GELU(), nn.Dropout(config.dropout))
-        ]
-        self.mlp = nn.Sequential(*hidden, nn.Linear(widths[-1], config.dim))
+        self.mlp = perceptron((_length(spec), *config.hidden, config.dim), dropout=config.dropout, norm=True)
 
     def forward(self, inputs: Inputs) -> Encoded:
         """Encode R fingerprints."""
         (name,) = self.spec.fields
         counts = tensor(inputs, name).float().log1p()
         return Encoded(self.mlp(counts.to(next(self.parameters()).dtype)))
+
+
+def _length(spec: ModalitySpec) -> int:
+    """Return the number of entries of a fingerprint, or raise where the vectors are none: a log needs counts."""
+    shapes = [field.shape for field in spec.fields.values() if np.issubdtype(field.dtype, np.unsignedinteger)]
+    if len(spec.fields) != 1 or [len(shape) for shape in shapes] != [1]:
+        fields = ", ".join(f"{name}: {field.dtype} {field.shape}" for name, field in spec.fields.items())
+        raise ConfigError(
+            f"encoder 'fingerprint' cannot read the vectors of '{spec.name}'",
+            where=f"modalities.{spec.name}.encoder",
+            why=f"they are {fields}, not one row of unsigned integers",
+            do="use encoder.kind = 'vector', or a modality made by the feature step 'fingerprint'",
+        )
+    return int(shapes[0][0])

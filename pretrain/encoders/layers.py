@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.encoders.attention import attend
+from pretrain.encoders.mlp import perceptron
 
 
 class Block(nn.Module):
@@ -46,7 +47,7 @@ class Summary(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32))
-        self.mlp = nn.Sequential(nn.Linear(len(mean), 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.mlp = perceptron((len(mean), 2 * dim, dim), dropout=dropout)
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Return (R, dim)."""

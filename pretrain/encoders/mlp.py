@@ -12,11 +12,17 @@ Activation = Literal["gelu", "relu", "silu"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def perceptron(widths: Sequence[int], activation: Activation = "gelu", dropout: float = 0.0) -> nn.Sequential:
-    """Return linear maps between successive ``widths``, with activation (and dropout) after all but the last."""
+def perceptron(
+    widths: Sequence[int], activation: Activation = "gelu", dropout: float = 0.0, *, norm: bool = False
+) -> nn.Sequential:
+    """Return linear maps between successive ``widths``; all but the last with (layer norm,) activation and dropout.
+
+    Dropout is there at a rate of 0 too: the names of the weights must not depend on it, since a model may start from
+    one that was trained with another.
+    """
     layers: list[nn.Module] = []
     for first, second in pairwise(widths):
         if layers:
-            layers += [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
+            layers += [*([nn.LayerNorm(first)] if norm else []), ACTIVATIONS[activation](), nn.Dropout(dropout)]
         layers.append(nn.Linear(first, second))
     return nn.Sequential(*layers)

@@ -189,6 +189,12 @@ class TestContract:
             assert encoded.tokens.shape[2] == encoder.dim
             assert encoded.mask is None or encoded.mask.shape == encoded.tokens.shape[:2]
 
+    def test_names_of_weights_do_not_depend_on_dropout(self, kind, table):
+        """Else a model could not start from weights that were trained with another."""
+        if "dropout" in ENCODERS.get(kind).Config.model_fields:
+            without, some = (build({**table, "dropout": rate})[0].state_dict() for rate in (0.0, 0.5))
+            assert list(without) == list(some)
+
     def test_a_model_in_bfloat16_takes_the_same_inputs(self, kind, table):
         encoder, spec = build(table)
         encoder.eval()
