@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pretrain.encoders.mlp import perceptron
 from shards.batch import Inputs
 from shards.elements import element_features
 
@@ -54,10 +55,19 @@ def pool_sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows, values.shape[1]).index_add(0, row, values)
 
 
+def counted(row: Tensor, rows: int) -> Tensor:
+    """Count the elements of each row: (rows,) float32, at least 1.
+
+    Unlike `torch.bincount`, which looks for the largest index, it does not wait for the GPU.
+    """
+    return (
+        torch.zeros(rows, device=row.device).index_add(0, row, torch.ones_like(row, dtype=torch.float32)).clamp_min(1)
+    )
+
+
 def pool_mean(values: Tensor, row: Tensor, rows: int) -> Tensor:
     """Mean of ``values`` (N, D) per row; a row without any element gives zeros."""
-    count = torch.bincount(row, minlength=rows).clamp_min(1).to(values.dtype)
-    return pool_sum(values, row, rows) / count[:, None]
+    return pool_sum(values, row, rows) / counted(row, rows).to(values.dtype)[:, None]
 
 
 def pool_statistics(values: Tensor, row: Tensor, rows: int) -> Tensor:
@@ -67,21 +77,13 @@ def pool_statistics(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
 
 
-def gaussians(x: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """Expand ``x`` (N,) in ``bins`` Gaussians on [low, high] whose width is their spacing: (N, bins)."""
+def gaussians(x: Tensor, low: float, high: float, bins: int, width: float = 1.0) -> Tensor:
+    """Expand ``x`` (N,) in Gaussians ``exp(-((x - c) / w)^2)``, the ``bins`` centres c on [low, high]: (N, bins).
+
+    w is ``width`` times the distance of two centres.
+    """
     centres = torch.linspace(low, high, bins, device=x.device, dtype=x.dtype)
-    return torch.exp(-(((x[:, None] - centres) * (bins - 1) / (high - low)) ** 2))
-
-
-def dense_tokens(nodes: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Spread ragged nodes (N, D) into tokens (R, T, D) and their mask (R, T), T the most atoms of a row."""
-    row, pointer = tensor(inputs, "atoms_row"), tensor(inputs, "atoms_ptr")
-    counts = pointer.diff()
-    place = torch.arange(len(row), device=row.device) - pointer[row]
-    tokens = nodes.new_zeros(len(counts), int(counts.max()), nodes.shape[1])
-    tokens = tokens.index_put((row, place), nodes)
-    mask = torch.arange(tokens.shape[1], device=row.device)[None] < counts[:, None]
-    return tokens, mask
+    return torch.exp(-(((x[:, None] - centres) * ((bins - 1) / (high - low) / width)) ** 2))
 
 
 class CrystalSummary(nn.Module):
@@ -101,7 +103,7 @@ class CrystalSummary(nn.Module):
         self.register_buffer("features", standard_element_features())
         self.potentials = potentials
         width = 4 * self.features.shape[1] + 1 + 2 * BINS + (6 if potentials else 0)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.mlp = perceptron((width, 2 * dim, dim), dropout=dropout)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return (R, dim)."""
@@ -117,7 +119,7 @@ class CrystalSummary(nn.Module):
             for how in ("amin", "amax")
         ]
         volume = torch.linalg.det(tensor(inputs, "lattice").float()).abs().clamp_min(1e-3)
-        count = torch.bincount(row, minlength=rows).clamp_min(1)
+        count = counted(row, rows)
         size = (volume / count).clamp_min(1e-3) ** (1 / 3)
         centre = tensor(inputs, "edge_index")[1]
         length = tensor(inputs, "edge_vector").float().norm(dim=1)

@@ -65,28 +65,25 @@ class Directions(nn.Module):
 
     def forward(self, x: Tensor, edges: Edges, edge: Tensor) -> Tensor:
         """Update atoms ``x`` (N, D) along edges with features (E, D)."""
-        harmonics = self.harmonics(edges.direction).to(edge.dtype).split(DEGREES, dim=1)
-        back = self.back(edge).chunk(3, dim=1)
-        scalars = []
-        for harmonic, tensors, weight in zip(harmonics, self.tensors(x, edges, edge), back, strict=True):
-            product = (tensors[edges.source] * harmonic[:, :, None]).sum(1)
-            scalars.append(pool_mean(weight * product, edges.target, len(x)))
-        return self.skip(x) + self.update(torch.cat(scalars, dim=1))
-
-    def tensors(self, x: Tensor, edges: Edges, edge: Tensor) -> list[Tensor]:
-        """Return the equivariant features (N, 2 l + 1, channels) of degree l = 0, 1, 2."""
-        harmonics = self.harmonics(edges.direction).to(edge.dtype).split(DEGREES, dim=1)
-        messages = (self.features(x)[edges.source] * self.there(edge)).chunk(3, dim=1)
-        return [
-            pool_mean((message[:, None] * harmonic[:, :, None]).flatten(1), edges.target, len(x)).view(
-                len(x), harmonic.shape[1], -1
-            )
-            for message, harmonic in zip(messages, harmonics, strict=True)
+        harmonics = self.harmonics(edges.direction, edge.dtype)
+        tensors = self.tensors(x, edges, edge, harmonics)
+        products = [
+            (tensor[edges.source] * harmonic[:, :, None]).sum(1)
+            for tensor, harmonic in zip(tensors, harmonics, strict=True)
         ]
+        scalars = pool_mean(self.back(edge) * torch.cat(products, dim=1), edges.target, len(x))
+        return self.skip(x) + self.update(scalars)
 
-    def harmonics(self, direction: Tensor) -> Tensor:
-        """Return Y_0, Y_1 and Y_2 (E, 9) of unit vectors (E, 3), each degree of length one."""
-        return torch.cat([torch.ones_like(direction[:, :1]), self.sphere(direction)], dim=1)
+    def tensors(self, x: Tensor, edges: Edges, edge: Tensor, harmonics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the equivariant features (N, 2 l + 1, channels) of degree l = 0, 1, 2."""
+        messages = (self.features(x)[edges.source] * self.there(edge)).chunk(3, dim=1)
+        parts = [message[:, None] * harmonic[:, :, None] for message, harmonic in zip(messages, harmonics, strict=True)]
+        flat = pool_mean(torch.cat(parts, dim=1).flatten(1), edges.target, len(x))
+        return flat.view(len(x), sum(DEGREES), -1).split(DEGREES, dim=1)
+
+    def harmonics(self, direction: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return Y_0, Y_1 and Y_2 (E, 2 l + 1) of unit vectors (E, 3), each degree of length one."""
+        return torch.cat([torch.ones_like(direction[:, :1]), self.sphere(direction)], dim=1).to(dtype).split(DEGREES, 1)
 
 
 @ENCODERS.register("comformer")
@@ -101,12 +98,13 @@ class ComFormer(CrystalNetwork):
     since the three shortest vectors are not unique in a cubic lattice and the lengths depend on the cell. An atom's
     own images inside the cut-off are edges, which carry the periodicity.
 
-    Deviations: layer norm instead of batch norm (rows are independent), own tensor products with one weight a
-    channel instead of e3nn's, all neighbours within the data's cut-off instead of 25 (12 in Matformer), which would
-    split shells, and an optional plain path over invariants (`CrystalSummary`). As published (width and depth of
-    the released configuration of the invariant variant): ``{ kind = "comformer", layers = 4, dim = 256, gaussians =
-    256, summary = false, dropout = 0 }``; in Matformer's size: ``{ kind = "comformer", layers = 5, dim = 128,
-    gaussians = 128, channels = 0, summary = false, dropout = 0 }``.
+    Deviations: layer norm instead of batch norm (rows are independent); own tensor products with one weight a channel
+    instead of e3nn's, without a part of W x_i in A_i^0; all neighbours within the data's cut-off instead of 25 (12 in
+    Matformer), which would split shells; Gaussians as wide as they are far apart, which learn small differences of
+    length sooner; and an optional plain path over invariants (`CrystalSummary`). As published (size of the released
+    equivariant variant, but for its 64 channels of degree 0): ``{ kind = "comformer", layers = 3, dim = 256, gaussians
+    = 256, gaussian_width = 8, channels = 8, summary = false, dropout = 0 }``; in Matformer's size: ``{ kind =
+    "comformer", layers = 5, dim = 128, gaussians = 128, channels = 0, summary = false, dropout = 0 }``.
     """
 
     class Config(CrystalOptions):
@@ -114,6 +112,7 @@ class ComFormer(CrystalNetwork):
 
         kind: Literal["comformer"] = "comformer"
         gaussians: int = Field(64, ge=2, description="Gaussians for -0.75/d")
+        gaussian_width: float = Field(1.0, gt=0, description="width of the Gaussians over their distance")
         channels: int = Field(16, ge=0, description="channels of each degree of directions; 0: lengths alone")
 
     def build(self, config: Config) -> None:
@@ -126,8 +125,9 @@ class ComFormer(CrystalNetwork):
 
     def atoms(self, numbers: Tensor, edges: Edges) -> Tensor:
         """Return the atoms (N, dim)."""
-        x = self.elements(numbers)
-        edge = self.edge(gaussians(-0.75 / edges.length, -4.0, 0.0, self.config.gaussians).to(x.dtype))
+        x, config = self.elements(numbers), self.config
+        bins = gaussians(-0.75 / edges.length, -4.0, 0.0, config.gaussians, config.gaussian_width)
+        edge = self.edge(bins.to(x.dtype))
         for layer in self.layers:
             x = layer(x, edges, edge)
         return x

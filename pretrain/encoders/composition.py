@@ -30,8 +30,8 @@ def element_set(numbers: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor
     rows : int
         R.
     """
-    places = row * ELEMENTS + numbers.long()
-    counts = torch.bincount(places, minlength=rows * ELEMENTS).view(rows, ELEMENTS).float()
+    counts = torch.zeros(rows, ELEMENTS, device=row.device)
+    counts = counts.index_put((row, numbers.long()), counts.new_ones(()), accumulate=True)
     fractions = counts / counts.sum(1, keepdim=True).clamp_min(1)
     there = counts > 0
     longest = int(there.sum(1).max())

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pretrain.depth import Stages
 from pretrain.encoders.atoms import pool_sum, tensor
 from pretrain.encoders.base import ENCODERS
 from pretrain.encoders.molecular import AtomFeatures, MolecularNetwork
@@ -63,6 +64,11 @@ class DMPNN(MolecularNetwork):
         for _ in range(self.config.layers):
             state = self.dropout((first + self.message(messages(state, index, back, len(starts)))).relu())
         return state
+
+    def stages(self) -> Stages:
+        """Return what makes the first states, the message that is used ``layers`` times, and what makes the atoms."""
+        parts = (self.start, self.bonds), (self.message,), (self.end, self.gathered)
+        return [[parameter for module in part for parameter in module.parameters()] for part in parts]
 
 
 def messages(state: Tensor, index: Tensor, back: Tensor, atoms: int) -> Tensor:

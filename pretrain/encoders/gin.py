@@ -8,30 +8,16 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GINConv, GINEConv
+from torch_geometric.utils import add_self_loops
 
 from pretrain.encoders.atoms import tensor
 from pretrain.encoders.base import ENCODERS
+from pretrain.encoders.graphs import NormedConvolution
+from pretrain.encoders.mlp import perceptron
 from pretrain.encoders.molecular import AtomFeatures, MolecularNetwork
 from shards.batch import Inputs
 from shards.plugins import Options
 from shards.schema import ModalitySpec
-
-
-def perceptron(dim: int) -> nn.Sequential:
-    """Return the perceptron of a GIN layer, twice as wide inside (Hu et al.)."""
-    return nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
-
-
-class Layer(nn.Module):
-    """A convolution and the layer norm after it."""
-
-    def __init__(self, convolution: nn.Module, dim: int) -> None:
-        super().__init__()
-        self.convolution, self.norm = convolution, nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, index: Tensor, *bonds: Tensor) -> Tensor:
-        """Update atoms ``x`` (N, D) along directed bonds (2, E), with features (E, B) where it reads them."""
-        return self.norm(self.convolution(x, index, *bonds))
 
 
 @ENCODERS.register("gin")
@@ -43,9 +29,9 @@ class GIN(MolecularNetwork):
     arXiv 1810.00826), whose sum tells neighbourhoods apart that a mean cannot; ``"gcn"``: ``sum_j W x_j /
     sqrt(d_i d_j)`` with self-loops (Kipf and Welling, ICLR 2017, arXiv 1609.02907), which is such a mean.
 
-    Deviations: layer norm of each atom instead of batch norm (rows are independent), a learned eps, and an embedding
-    of tabulated element features beside the atoms' own. As published (Hu et al.): ``{ kind = "gin", conv = "gine",
-    layers = 5, dim = 300, pool = "mean", dropout = 0.5 }``.
+    Deviations: layer norm of each atom instead of batch norm (rows are independent), the ReLU over x_j + W e_ij, which
+    is torch-geometric's, a learned eps, and an embedding of tabulated element features beside the atoms' own. As
+    published (Hu et al.): ``{ kind = "gin", conv = "gine", layers = 5, dim = 300, pool = "mean", dropout = 0.5 }``.
     """
 
     class Config(Options):
@@ -61,18 +47,23 @@ class GIN(MolecularNetwork):
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
         self.features = AtomFeatures(self.atom_width, config.dim)
-        self.layers = nn.ModuleList(Layer(self._convolution(), config.dim) for _ in range(config.layers))
+        self.layers = nn.ModuleList(NormedConvolution(self._convolution(), config.dim) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
 
     def _convolution(self) -> nn.Module:
         dim = self.dim
-        if self.config.conv == "gine":
-            return GINEConv(perceptron(dim), train_eps=True, edge_dim=self.bond_width)
-        return GINConv(perceptron(dim), train_eps=True) if self.config.conv == "gin" else GCNConv(dim, dim)
+        if self.config.conv == "gcn":
+            return GCNConv(dim, dim, add_self_loops=False)  # all layers share them
+        inner = perceptron((dim, 2 * dim, dim), "relu")  # twice as wide inside (Hu et al.)
+        if self.config.conv == "gin":
+            return GINConv(inner, train_eps=True)
+        return GINEConv(inner, train_eps=True, edge_dim=self.bond_width)
 
     def atoms(self, inputs: Inputs) -> Tensor:
         """Return the atoms (N, dim); the last layer has no ReLU."""
         x, index = self.features(inputs), tensor(inputs, "edge_index")
+        if self.config.conv == "gcn":
+            index, _ = add_self_loops(index, num_nodes=len(x))
         bonds = (tensor(inputs, "bond_features").to(x.dtype),) if self.config.conv == "gine" else ()
         for place, layer in enumerate(self.layers, start=1):
             x = layer(x, index, *bonds)

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from pretrain.encoders.atoms import CrystalSummary, ElementEmbedding, dense_tokens, pool_mean, tensor
+from pretrain.encoders.atoms import CrystalSummary, ElementEmbedding, pool_mean, tensor
 from pretrain.encoders.base import Encoded, Encoder
+from pretrain.encoders.ragged import padded
 from shards.batch import Inputs
 from shards.errors import ConfigError
 from shards.plugins import Options
 from shards.schema import ModalitySpec
 
 SHORTEST_A = 0.1
+CRYSTAL_FIELDS = ("atomic_numbers", "lattice", "edge_index", "edge_vector")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,18 @@ def fading_radius(spec: ModalitySpec, cutoff_a: float | None) -> float:
     return float(found)
 
 
+class NormedConvolution(nn.Module):
+    """A convolution and the layer norm after it."""
+
+    def __init__(self, convolution: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, index: Tensor, *features: Tensor) -> Tensor:
+        """Update atoms ``x`` (N, D) along edges (2, E), with features (E, B) where it reads them."""
+        return self.norm(self.convolution(x, index, *features))
+
+
 class CrystalOptions(Options):
     """Options of every `CrystalNetwork`."""
 
@@ -102,7 +116,7 @@ class CrystalNetwork(Encoder):
 
     def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        need_fields(spec, config.kind, ("atomic_numbers", "lattice", "edge_index", "edge_vector"), "crystal")
+        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
         self.dim = config.dim
         self.elements = ElementEmbedding(config.dim)
         self.build(config)  # here, so that the parts stand in the order in which they run
@@ -125,5 +139,6 @@ class CrystalNetwork(Encoder):
         vector = self.out(pool_mean(x, row, rows))
         if self.summary is not None:
             vector = vector + self.summary(inputs)
-        tokens, mask = dense_tokens(self.out(x), inputs)
-        return Encoded(vector, tokens, mask)
+        if not self.tokens_wanted:
+            return Encoded(vector)
+        return Encoded(vector, *padded(self.out(x), tensor(inputs, "atoms_ptr")))

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pretrain.encoders.atoms import ElementEmbedding, dense_tokens, pool_mean, pool_sum, tensor
+from pretrain.encoders.atoms import ElementEmbedding, pool_mean, pool_sum, tensor
 from pretrain.encoders.base import Encoded, Encoder
 from pretrain.encoders.graphs import need_fields
+from pretrain.encoders.ragged import padded
 from shards.batch import Inputs
 from shards.schema import ModalitySpec
 
@@ -57,5 +58,7 @@ class MolecularNetwork(Encoder):
         """Encode R molecules; tokens are the atoms."""
         row, rows = tensor(inputs, "atoms_row"), len(tensor(inputs, "atoms_ptr")) - 1
         x = self.atoms(inputs)
-        tokens, mask = dense_tokens(x, inputs)
-        return Encoded((pool_sum if self.config.pool == "sum" else pool_mean)(x, row, rows), tokens, mask)
+        vector = (pool_sum if self.config.pool == "sum" else pool_mean)(x, row, rows)
+        if not self.tokens_wanted:
+            return Encoded(vector)
+        return Encoded(vector, *padded(x, tensor(inputs, "atoms_ptr")))

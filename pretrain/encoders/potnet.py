@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pretrain.encoders.atoms import (
     CrystalSummary,
     ElementEmbedding,
-    dense_tokens,
     gaussians,
     pool_mean,
     pool_statistics,
@@ -20,12 +19,13 @@ from pretrain.encoders.atoms import (
     tensor,
 )
 from pretrain.encoders.base import ENCODERS, Encoded, Encoder
+from pretrain.encoders.graphs import CRYSTAL_FIELDS, edges_of, need_fields
+from pretrain.encoders.ragged import padded
 from shards.batch import Inputs
 from shards.plugins import Options
 from shards.schema import ModalitySpec
 
 POTENTIAL_WEIGHTS = (-0.801, -0.074, 0.145)  # Coulomb, London, Pauli, as published
-SHORTEST_A = 0.1
 
 
 class GatedMessages(nn.Module):
@@ -58,9 +58,9 @@ class GatedMessages(nn.Module):
 class PotNet(Encoder):
     """Crystal graph -> vector by PotNet, from the paper's formulas (Lin et al., ICML 2023, arXiv 2306.10045).
 
-    Local edges: -0.75 / d in Gaussians on [-4, 4]. Infinite edges (every ordered pair of atoms of the cell):
-    the three potentials weighted (-0.801, -0.074, 0.145) and summed, in multiquadrics. Both -> dim, softplus,
-    then gated messages, residual, mean over atoms.
+    Local edges: -0.75 / d in Gaussians on [-4, 4]. Infinite edges (every ordered pair of
+    atoms of the cell): the three potentials weighted (-0.801, -0.074, 0.145) and summed, in multiquadrics. Both -> dim,
+    softplus, then gated messages, residual, mean over atoms.
 
     Deviations: layer norm, before each layer and on messages, instead of batch norm, so that rows are
     independent and a global batch over several ranks equals one rank. ``pool = "statistics"`` adds the
@@ -76,6 +76,7 @@ class PotNet(Encoder):
         layers: int = Field(1, ge=1)
         dim: int = Field(128, ge=2)
         gaussians: int = Field(64, ge=2, description="Gaussians for -0.75/d (published: 256)")
+        gaussian_width: float = Field(1.0, gt=0, description="width of the Gaussians over their distance")
         multiquadrics: int = Field(64, ge=2, description="multiquadrics for the summed potentials")
         potentials: bool = Field(True, description="use the infinite sums where the data has them")
         pool: Literal["mean", "statistics"] = "statistics"
@@ -88,6 +89,7 @@ class PotNet(Encoder):
 
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
+        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
         dim = config.dim
         self.dim = config.output or dim
         self.potentials = config.potentials and "potentials" in spec.fields
@@ -114,23 +116,26 @@ class PotNet(Encoder):
         vector = self.out(pool(x, row, rows))
         if self.summary is not None:
             vector = vector + self.summary(inputs)
+        if not self.tokens_wanted:
+            return Encoded(vector)
         if self.config.output:
             # as a crystal of this atom alone would be read: it is its own mean, and has no deviation
             x = self.out(torch.cat([x, torch.zeros_like(x)], dim=1) if self.config.pool == "statistics" else x)
-        tokens, mask = dense_tokens(x, inputs)
-        return Encoded(vector, tokens, mask)
+        return Encoded(vector, *padded(x, tensor(inputs, "atoms_ptr")))
 
     def _edges(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return source, target and features of local and infinite edges."""
-        index = tensor(inputs, "edge_index")
-        length = tensor(inputs, "edge_vector").float().norm(dim=1).clamp_min(SHORTEST_A)
-        features = self.local(gaussians(-0.75 / length, -4.0, 4.0, self.config.gaussians).to(dtype))
+        edges, config = edges_of(inputs), self.config
+        bins = gaussians(-0.75 / edges.length, -4.0, 4.0, config.gaussians, config.gaussian_width)
+        features = self.local(bins.to(dtype))
         if not self.potentials:
-            return index[0], index[1], features
-        potentials = tensor(inputs, "potentials").float()
-        summed = potentials @ potentials.new_tensor(POTENTIAL_WEIGHTS)
-        infinite = self.infinite(multiquadrics(summed, self.config.multiquadrics).to(dtype))
-        index = torch.cat([index, tensor(inputs, "pair_index")], dim=1)
+            return edges.source, edges.target, features
+        # no matrix product: autocast would round it, and the weights would have to be sent to the GPU
+        first, second, third = POTENTIAL_WEIGHTS
+        coulomb, london, pauli = tensor(inputs, "potentials").float().unbind(1)
+        summed = first * coulomb + second * london + third * pauli
+        infinite = self.infinite(multiquadrics(summed, config.multiquadrics).to(dtype))
+        index = torch.cat([edges.index, tensor(inputs, "pair_index")], dim=1)
         return index[0], index[1], torch.cat([features, infinite])
 
 

@@ -26,7 +26,8 @@ def padded(values: Tensor, pointer: Tensor, *, most: int | None = None) -> tuple
         (R, T) bool, True where an element is.
     """
     counts = pointer.diff()
-    row = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
+    # told how many there will be, it does not ask the GPU
+    row = torch.repeat_interleave(counts, output_size=len(values))
     place = torch.arange(len(values), device=values.device) - pointer[row]
     if most is not None:
         kept = place < most

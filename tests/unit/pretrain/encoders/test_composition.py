@@ -50,6 +50,11 @@ def test_the_set_of_elements_is_a_count():
     assert mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
 
 
+def test_an_element_that_there_is_not_is_not_the_next_rows():
+    with pytest.raises(IndexError):
+        element_set(torch.tensor([120, 8]), torch.tensor([0, 1]), 2)
+
+
 @pytest.mark.parametrize("layers", [0, 2])
 class TestFormula:
     def test_one_formula_is_one_vector(self, layers):

@@ -16,7 +16,9 @@ from pretrain.encoders.atoms import gaussians, pool_sum
 from pretrain.encoders.graphs import edges_of
 from shards.batch import collate_modality
 from shards.errors import ConfigError
+from shards.features.crystal import CrystalFeature
 from shards.schema import FieldSpec, ModalitySpec
+from shards.sources.base import Record
 from tests.unit.pretrain.encoders.crystals import (
     FEATURE,
     SPEC,
@@ -232,11 +234,39 @@ def test_tensors_of_comformer_turn_with_the_crystal():
     x = torch.randn(5, 128).repeat(2, 1)
     features = gaussians(edges.length, 0.0, 5.0, 128)
     with torch.no_grad():
-        tensors = layer.tensors(x, edges, features)
+        tensors = layer.tensors(x, edges, features, layer.harmonics(edges.direction, x.dtype))
     d2 = representation(Sphere(lmax=2), torch.tensor(matrix))[3:, 3:].float()
     for found, expected in zip(tensors, (torch.eye(1), torch.tensor(matrix).float(), d2), strict=True):
         torch.testing.assert_close(found[5:], torch.einsum("st,ntc->nsc", expected, found[:5]), atol=1e-5, rtol=1e-5)
     assert (tensors[1][5:] - tensors[1][:5]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("kind", "high"), [("comformer", 0), ("potnet", 4)])
+def test_bins_of_reciprocal_distances_are_as_wide_as_told(kind, high):
+    crystal, centres = inputs(low_symmetry()), torch.linspace(-4, high, 21)
+    found = []
+    for width in (1.0, 3.0):
+        encoder = build(kind, **BARE, gaussians=21, gaussian_width=width)
+        last = encoder.edge if kind == "comformer" else encoder.local
+        last.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        with torch.no_grad():
+            encoder(crystal)
+    x = -0.75 / edges_of(crystal).length[:, None]
+    for bins, width in zip(found, (1.0, 3.0), strict=True):
+        expected = torch.exp(-(((x - centres) / (width * (high + 4) / 20)) ** 2))
+        torch.testing.assert_close(bins, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_leaves_the_potentials_alone():
+    feature = CrystalFeature(cutoff_a=4.5)
+    batch = collate_modality(feature.spec("crystal"), [feature(Record(id="x", structure=low_symmetry()))])
+    encoder = build("potnet", spec=feature.spec("crystal"), **BARE)
+    encoder.local = encoder.infinite = nn.Identity()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, _, found = encoder._edges(batch, torch.float32)
+    _, _, exact = encoder._edges(batch, torch.float32)
+    assert len(exact) > len(batch["edge_vector"])
+    assert torch.equal(found, exact)
 
 
 class TestCutOff:

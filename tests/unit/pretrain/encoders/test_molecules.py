@@ -14,6 +14,7 @@ from shards.batch import collate_modality
 from shards.errors import ConfigError
 from shards.features.fingerprint import FingerprintFeature
 from shards.features.molecule import MoleculeFeature
+from shards.schema import FieldSpec, ModalitySpec
 from shards.sources.base import Record
 from tests.unit.pretrain.encoders import crystals
 
@@ -119,7 +120,7 @@ class TestEveryNetwork:
             ENCODERS.get(kind)(crystals.SPEC, config, {})
 
 
-@pytest.mark.parametrize("kind", ["comformer", "schnet", "visnet", "composition"])
+@pytest.mark.parametrize("kind", ["potnet", "cgcnn", "comformer", "schnet", "visnet", "composition"])
 def test_graphs_of_molecules_are_refused_by_crystal_encoders(kind):
     with pytest.raises(ConfigError, match="feature step 'crystal'"):
         ENCODERS.get(kind)(SPEC, ENCODERS.options({"kind": kind}), {})
@@ -226,6 +227,20 @@ class TestFingerprint:
                 z = encoder(collate_modality(feature.spec("ecfp"), values)).vector
             assert z.shape == (3, 128)
             assert torch.pdist(z).min() > 1e-2
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"vector": FieldSpec(dtype="float32", shape=(8,))},
+            {"a": FieldSpec(dtype="uint8", shape=(8,)), "b": FieldSpec(dtype="uint8", shape=(8,))},
+            {"image": FieldSpec(dtype="uint8", shape=(8, 8))},
+        ],
+        ids=["of numbers below 0", "of two fields", "of rows and columns"],
+    )
+    def test_vectors_that_are_no_counts_are_refused(self, fields):
+        spec = ModalitySpec(name="magpie", kind="vector", fields=fields)
+        with pytest.raises(ConfigError, match="cannot read the vectors of 'magpie'"):
+            ENCODERS.get("fingerprint")(spec, ENCODERS.options({"kind": "fingerprint"}), {})
 
     def test_it_learns(self):
         feature = FingerprintFeature(bits=512)

@@ -19,6 +19,7 @@ from shards.reader import Dataset
 from shards.sources.base import Record
 from shards.stream import BatchStream
 from tests.synthetic import ToyVector
+from tests.unit.pretrain.encoders import crystals
 
 SMILES = ["CCO", "c1ccccc1", "CC(=O)O", "C", "CCN", "OCC(O)CO", "C#N", "[Na+].[Cl-]"]
 FEATURES = {
@@ -58,13 +59,14 @@ def data(tmp_path_factory):
     return Dataset(folder)
 
 
-def model_with(kind, data, autocast=None):
+def model_with(kind, data, autocast=None, **more):
     tables = {
         "name": "t",
         "data": {"path": "x"},
         "modalities": {ENCODERS[kind]: {"encoder": {"kind": kind}}, "a": {"encoder": {"kind": "vector"}}},
         "projection": {"dim": 8},
         "objective": {"kind": "all_pairs"},
+        **more,
     }
     recipe = parse_recipe(tables, where="here")
     check_modalities(recipe, data.modalities)
@@ -94,6 +96,19 @@ def test_two_steps(kind, autocast, data):
     assert not [key for key in encoder if torch.equal(model.get_parameter(key), before[key])]
 
 
+@pytest.mark.parametrize("kind", ["comformer", "gin"])
+def test_atoms_are_spread_over_tokens_where_a_fusion_reads_them(kind, data):
+    name = ENCODERS[kind]
+    joint = {"kind": "cross_attention", "inputs": [name, "a"], "dim": 8, "heads": 2}
+    batch = next(BatchStream(data, data.positions("chemical_system", "train"), batch_size=6).epoch(0))
+    for more, read in (
+        ({}, False),
+        ({"fusions": {"joint": joint}, "objective": {"kind": "anchored", "anchor": "joint"}}, True),
+    ):
+        encoder = model_with(kind, data, **more).encoders[name]
+        assert (encoder(batch.inputs[name]).tokens is not None) == read
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_batch_without_the_modality_touches_every_weight(kind, data):
     name, model = ENCODERS[kind], model_with(kind, data)
@@ -103,3 +118,25 @@ def test_a_batch_without_the_modality_touches_every_weight(kind, data):
     loss, _ = model.objective(gather_batch(*model(batch)))
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.encoders[name].parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        ("comformer", [{"elements", "edge.0"}, {"layers.0"}, {"layers.1"}, {"layers.2"}, {"norm", "out", "summary"}]),
+        ("schnet", [{"elements"}, {"blocks.0"}, {"blocks.1"}, {"norm", "out", "summary"}]),
+        ("composition", [{"elements", "amount"}, *({f"blocks.{i}"} for i in range(3)), {"norm", "score", "out"}]),
+        ("gin", [{"features"}, *({f"layers.{i}"} for i in range(3))]),
+        ("dmpnn", [{"start", "bonds"}, {"message"}, {"end", "gathered"}]),
+        ("fingerprint", [{"mlp.0", "mlp.1"}, {"mlp.4"}]),
+        ("cgcnn", [{"elements"}, *({f"layers.{i}"} for i in range(3)), {"out.1"}, {"out.4"}, {"summary"}]),
+        ("potnet", [{"elements", "local.0"}, {"layers.0"}, {"norm", "out", "summary"}]),
+    ],
+)
+def test_depth_for_layer_decay(kind, stages):
+    """A convolution and its norm are equally deep, and every encoder has more than one depth."""
+    encoder = crystals.build(kind, spec=FEATURES[ENCODERS.get(kind, "crystal")].spec("x"))
+    known = {parameter: name.split(".") for name, parameter in encoder.named_parameters()}
+    found = [{".".join(known[p][: 2 if known[p][1].isdigit() else 1]) for p in stage} for stage in encoder.stages()]
+    assert found == stages
+    assert sum(map(len, encoder.stages())) == len(known)
