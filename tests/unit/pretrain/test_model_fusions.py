@@ -36,13 +36,13 @@ def test_a_model_learns_through_every_fusion(kind: str, objective: dict[str, Any
     net, part = model(objective, fusions(kind)), batch(samples(10))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     losses = []
-    for _ in range(12):
+    for _ in range(6):
         optimizer.zero_grad()
         loss = loss_of(net, part)
         loss.backward()
         losses.append(float(loss))
         optimizer.step()
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - 0.05
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
 
