@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.objectives.base import GlobalBatch, Objective
+from pretrain.objectives.temperature import Temperature, TemperatureConfig
 from shards.errors import ConfigError
 from tests.unit.pretrain import invariants
 from tests.unit.pretrain.invariants import CHECKS, DIM, FUSIONS, NAMES, Z, evaluate, make, rows
@@ -179,29 +180,39 @@ def test_the_length_of_a_vector_does_not_matter() -> None:
 # Temperature
 
 
-def test_the_temperature_starts_where_it_is_set_and_is_clamped() -> None:
+def test_the_temperature_starts_where_it_is_set() -> None:
     for init in (0.07, 0.2, 1.0):
         objective = make({"kind": "all_pairs", "temperature": {"init": init}})
         assert float(objective(rows(objective, 4))[1]["temperature"]) == pytest.approx(init, rel=1e-5)
-    objective = make({"kind": "all_pairs", "temperature": {"init": 0.2, "min": 0.01}})
-    with torch.no_grad():
-        objective.temperature.log_scale += 50
-    loss, _ = evaluate(objective, rows(objective, 9))
-    assert math.isfinite(loss)
-    assert float(objective(rows(objective, 9))[1]["temperature"]) == pytest.approx(0.01, rel=1e-5)
+    # the limit is that of a learned one
+    objective = make({"kind": "all_pairs", "temperature": {"init": 0.005, "learn": False}})
+    assert float(objective(rows(objective, 4))[1]["temperature"]) == pytest.approx(0.005, rel=1e-5)
 
 
-def test_a_temperature_at_its_limit_can_come_back() -> None:
-    objective = make({"kind": "all_pairs", "temperature": {"init": 0.2}})
-    with torch.no_grad():
-        objective.temperature.log_scale.fill_(math.log(100) + 0.5)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=0.1)
-    batch = rows(objective, 9)  # unrelated rows: the best temperature is high
-    for _ in range(40):
-        optimizer.zero_grad()
-        objective(batch)[0].backward()
-        optimizer.step()
-    assert float(objective(batch)[1]["temperature"]) > 0.05
+def clamped(module: Temperature) -> Tensor:
+    """Clamp, and let the gradient through: the wrong variant."""
+    log_scale = module.log_scale
+    return (log_scale + (log_scale.clamp(max=module.limit) - log_scale).detach()).exp()
+
+
+@pytest.mark.parametrize(("scales", "comes_back"), [(Temperature.forward, True), (clamped, False)])
+@pytest.mark.parametrize("init", [0.01, 0.02])
+def test_a_temperature_stops_at_its_limit_and_leaves_it_at_once(
+    init: float, scales: Callable[[Temperature], Tensor], comes_back: bool
+) -> None:
+    module = Temperature(TemperatureConfig(init=init, min=0.01))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+
+    def train(best: float, steps: int) -> float:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (scales(module).log() - math.log(best)).square().sum().backward()
+            optimizer.step()
+        return 1 / scales(module).item()
+
+    assert train(best=10_000, steps=600) == pytest.approx(0.01, rel=0.02)
+    assert scales(module).item() <= 100.001
+    assert (train(best=10, steps=200) > 0.015) == comes_back
 
 
 def test_each_pair_learns_its_own_temperature() -> None:
@@ -305,6 +316,7 @@ def test_a_fused_anchor_is_two_terms_with_equal_roles() -> None:
         ({"kind": "all_pairs", "temperature": {"init": 0}}, "greater than 0"),
         ({"kind": "all_pairs", "temperature": {"inti": 1}}, "did you mean 'init'"),
         ({"kind": "all_pairs", "temperature": {"learn": False, "per_pair": True}}, "'per_pair' is for a learned"),
+        ({"kind": "all_pairs", "temperature": {"init": 0.005}}, "'init' 0.005 lies below 'min' 0.01"),
         ({"kind": "all_pairs", "pair_loss": "siglp"}, "did you mean 'siglip'"),
         ({"kind": "all_pairs", "pair_loss": {"kind": "siglip", "bais": 0}}, "did you mean 'bias'"),
         ({"kind": "all_pairs", "pair_loss": {"kind": "infonce", "chunk": 0}}, "'chunk': .*greater than 0"),
