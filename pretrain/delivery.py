@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pretrain.journal import Event, Journal
 
 BATCH = 200
 LONGEST_WAIT_S = 60.0
+# of URLs: user and password, and queries, which may hold tokens
+SECRETS = re.compile(r"(?<=://)[^/\s]+@|(?<=\?)(?<!\s\?)[^\s'\"?]+=[^\s'\"]*")
 
 
 class Server(Protocol):
@@ -72,16 +75,19 @@ class Courier:
                 pass
 
     def _deliver_some(self) -> bool:
-        """Deliver the next events; says whether there may be more."""
+        """Deliver the next events; says whether there may be more.
+
+        Where the disk is full, what has been delivered cannot be noted down, and is doubtful too.
+        """
         events, offset = self.journal.pending(BATCH)
         if not events:
             return False
         try:
             self.server.deliver(events, doubtful=self._doubtful)
+            self.journal.delivered(offset)
         except Exception as error:
             self._away(error)
             return True
-        self.journal.delivered(offset)
         self._doubtful = False
         if self._failures:
             self.report("MLflow is back: what was kept in the meantime is being delivered")
@@ -91,7 +97,8 @@ class Courier:
     def _away(self, error: Exception) -> None:
         self._doubtful = True
         if not self._failures:
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            text = SECRETS.sub("***", str(error)).strip()
+            reason = text.splitlines()[0][:200] if text else type(error).__name__
             self.report(f"MLflow is away, training goes on; {self.journal.path} keeps what it should get: {reason}")
         self._failures += 1
         self._over.wait(min(LONGEST_WAIT_S, 2.0 ** min(self._failures, 10) / 2))

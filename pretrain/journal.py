@@ -1,8 +1,8 @@
 """A journal of what is to be told to a tracking server: written at once, delivered when the server is there.
 
 Events are lines of ``journal.jsonl``; ``state.json`` holds how far they have been delivered, and survives a kill at any
-moment. Nothing is lost while the server is away, and nothing is told twice: a metric has one value a step, so that
-what a resumed run measures again is not written again.
+moment. Nothing is lost while the server is away, and nothing is told twice: a metric has one value a step, the first,
+so that what a run measures again, resumed or returned to an earlier step, is not written again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from shards.errors import ConfigError
 JOURNAL, STATE, LOCK = "journal.jsonl", "state.json", "lock"
 # a journal that is delivered to its end starts afresh beyond this size
 LARGE = 16 << 20
+# at once, when the end of a journal is looked for
+BLOCK = 1 << 16
 
 Event = dict[str, Any]
 
@@ -56,9 +60,10 @@ class Journal:
         if (folder / STATE).exists():
             self.state |= json.loads((folder / STATE).read_text())
         self._cut_last_line()
-        for event in self._read(0, float("inf"))[0]:
+        # the state remembers what has been delivered: journals may be large
+        for event, _ in self._read(self.state["offset"]):
             self._remember(event)
-        self._file = self.path.open("ab")
+        self._unwritten, self._closed = bytearray(), False
         self.save()
 
     @property
@@ -70,15 +75,18 @@ class Journal:
     def is_delivered(self) -> bool:
         """Whether everything that was written has been delivered."""
         with self._lock:
-            return self.state["offset"] == self.path.stat().st_size
+            return not self._unwritten and self.state["offset"] == self.path.stat().st_size
 
     def append(self, kind: str, **content: Any) -> None:
-        """Write an event; returns when the operating system has it."""
+        """Write an event; returns when the operating system has it.
+
+        What a full disk does not take waits in memory and goes first the next time: training does not end for it.
+        """
         event = {"kind": kind, "time_ms": time.time_ns() // 1_000_000, **content}
         with self._lock:
             self._remember(event)
-            self._file.write(json.dumps(event).encode() + b"\n")
-            self._file.flush()
+            self._unwritten += json.dumps(event).encode() + b"\n"
+            self._write()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Write metrics of a step, less those that have been written for it or a later one."""
@@ -90,38 +98,56 @@ class Journal:
     def pending(self, most: int) -> tuple[list[Event], int]:
         """Return the next events that were not delivered, ``most`` at most, and the offset behind them."""
         with self._lock:
-            return self._read(self.state["offset"], most)
+            self._write()
+            found = list(islice(self._read(self.state["offset"]), most))
+            return [event for event, _ in found], found[-1][1] if found else self.state["offset"]
 
     def delivered(self, offset: int) -> None:
-        """Take note that everything before ``offset`` has been delivered."""
+        """Take note that everything before ``offset`` has been delivered; where that cannot be written, it was not."""
         with self._lock:
+            if self._closed:
+                # another process may have the journal; to it these events are doubtful
+                return
+            self._save({**self.state, "offset": offset})
             self.state["offset"] = offset
-            if offset > LARGE and offset == self.path.stat().st_size:
+            if offset > LARGE and offset == self.path.stat().st_size and not self._unwritten:
                 # a kill before the state is written leaves an offset behind the end, which is read as 0
-                self._file.truncate(0)
+                os.truncate(self.path, 0)
                 self.state["offset"] = 0
-        self.save()
+                self._save(self.state)
 
     def save(self) -> None:
         """Write the state, by rename."""
         with self._lock:
-            partial = self.folder / f".{STATE}.partial"
-            partial.write_text(json.dumps(self.state))
-            os.replace(partial, self.folder / STATE)
+            if not self._closed:
+                self._save(self.state)
 
     def close(self) -> None:
         """Let another process have it."""
-        self._file.close()
-        self._owner.release()
+        with self._lock:
+            self._write()
+            self._closed = True
+            self._owner.release()
 
-    def _read(self, offset: int, most: float) -> tuple[list[Event], int]:
-        events: list[Event] = []
+    def _save(self, state: dict[str, Any]) -> None:
+        partial = self.folder / f".{STATE}.partial"
+        partial.write_text(json.dumps(state))
+        os.replace(partial, self.folder / STATE)
+
+    def _write(self) -> None:
+        if self._closed or not self._unwritten:
+            return
+        with suppress(OSError), self.path.open("ab", buffering=0) as file:
+            while self._unwritten:
+                del self._unwritten[: file.write(self._unwritten)]
+
+    def _read(self, offset: int) -> Iterator[tuple[Event, int]]:
+        """Yield the whole lines from ``offset``, each with the offset behind it."""
         with self.path.open("rb") as file:
             file.seek(offset)
-            while len(events) < most and (line := file.readline()).endswith(b"\n"):
-                events.append(json.loads(line))
+            while (line := file.readline()).endswith(b"\n"):
                 offset += len(line)
-        return events, offset
+                yield json.loads(line), offset
 
     def _remember(self, event: Event) -> None:
         if event["kind"] == "metrics":
@@ -132,10 +158,16 @@ class Journal:
     def _cut_last_line(self) -> None:
         """Drop a line that a kill cut short, and offsets behind the end."""
         self.path.touch()
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with self.path.open("r+b") as file:
+        with self.path.open("r+b") as file:
+            whole = size = file.seek(0, os.SEEK_END)
+            while whole:
+                start = max(0, whole - BLOCK)
+                file.seek(start)
+                newline = file.read(whole - start).rfind(b"\n")
+                whole = start + newline + 1
+                if newline >= 0:
+                    break
+            if whole < size:
                 file.truncate(whole)
         if self.state["offset"] > whole:
             self.state["offset"] = 0

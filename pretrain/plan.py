@@ -15,6 +15,7 @@ from pretrain.config import Recipe
 from pretrain.gather import gather_batch
 from pretrain.model import MultimodalModel
 from pretrain.prepare import prepare
+from pretrain.settings import check_settings
 from shards.batch import Batch, rows_of
 from shards.mixture import Mixture
 from shards.reader import Dataset
@@ -123,6 +124,7 @@ def make_plan(
     settings : mapping
         DeepSpeed's keys.
     """
+    check_settings(settings)
     notes = prepare(model, recipe)
     positions = dataset.positions(recipe.data.split, "train")
     stream = BatchStream(
@@ -159,7 +161,8 @@ def make_plan(
         parameters=count_parameters(model),
         trained=trained,
         memory=memory,
-        checkpoint=_bytes(model.state_dict().values()) + 12 * trained,
+        checkpoint=_bytes(model.state_dict().values()) * (2 if recipe.optim.ema else 1)
+        + (12 if stage else 8) * trained,
         notes=notes,
     )
 

@@ -104,8 +104,12 @@ class Recorder:
         """Append one line of metrics, and send it to MLflow."""
         if not self.enabled:
             return
-        with (self.out / METRICS).open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with (self.out / METRICS).open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            # a full disk is no reason to end; the tracker keeps the values
+            self.report(f"step {step} is missing in {METRICS}: {error.strerror}")
         self.tracker.metrics(values, step)
 
     def export(self, model: MultimodalModel, fitted: Fitted, step: int, validation: list[Row]) -> None:

@@ -118,7 +118,7 @@ class Trainer:
 
         Raises `Preempted` where it was asked to end early, and `DivergenceError` where the guards have seen enough.
         """
-        if self.step == self.total_steps and (self.out / REGISTERED).exists():
+        if self.step == self.total_steps and on_first_rank((self.out / REGISTERED).exists):
             self.report("the run is finished and registered already")
             return self.out / BEST
         try:
@@ -169,6 +169,8 @@ class Trainer:
         all throw the step away.
         """
         if self.step in self.guards.passed_over:
+            # with what was accumulated before it: the optimizer's step of its group is not made
+            self.engine.discard()
             self._poll()
             self.step += 1
             return True

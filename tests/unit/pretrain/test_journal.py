@@ -46,14 +46,24 @@ class FileServer:
 def write(folder: Path, server: FileServer, steps: range, timeout_s: float = 60.0) -> bool:
     journal = Journal(folder / "tracking")
     courier = Courier(journal, server, lambda line: None)
-    courier.start()
     for step in steps:
         journal.metrics({"loss": 1.0 / (step + 1), "lr": 0.1}, step)
+        if step == steps[len(steps) // 2]:
+            courier.start()
         courier.wake()
     done = courier.drain(timeout_s)
     courier.stop()
     journal.close()
     return done
+
+
+def write_and_die(folder: Path, server: FileServer, steps: range) -> None:
+    journal = Journal(folder / "tracking")
+    for step in steps:
+        journal.metrics({"loss": 1.0 / (step + 1), "lr": 0.1}, step)
+    courier = Courier(journal, server, lambda line: None)
+    courier.start()
+    courier.drain(60)
 
 
 def expected(steps: range) -> list[tuple[str, int]]:
@@ -85,7 +95,7 @@ def test_a_kill_between_the_server_and_the_note_of_it_doubles_nothing(tmp_path: 
     for start in (0, 5, 10):
         server = FileServer(tmp_path / "server", ["kill"])
         process = multiprocessing.get_context("fork").Process(
-            target=write, args=(tmp_path, server, range(start, start + 8))
+            target=write_and_die, args=(tmp_path, server, range(start, start + 8))
         )
         process.start()
         process.join(60)
@@ -153,3 +163,55 @@ def test_a_server_that_stays_away_ends_the_wait_and_keeps_the_events(tmp_path: P
     assert "training goes on" in lines[0]
     assert write(tmp_path, FileServer(tmp_path / "server", []), range(2, 3))
     assert FileServer(tmp_path / "server", []).known() == [("loss", 1), ("loss", 2), ("lr", 2)]
+
+
+def test_a_full_disk_ends_neither_training_nor_the_delivery(tmp_path: Path) -> None:
+    def refused(path: Path, *args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    server = FileServer(tmp_path / "server", [])
+    journal = Journal(tmp_path / "tracking")
+    courier = Courier(journal, server, lambda line: None)
+    courier.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refused, raising=True)
+        journal.metrics({"loss": 1.0}, 1)
+        assert not journal.is_delivered
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "_save", refused)
+        journal.metrics({"loss": 1.0}, 2)
+        assert not courier.drain(0.3)
+    journal.metrics({"loss": 1.0}, 3)
+    assert courier.drain(60)
+    courier.stop()
+    journal.close()
+    assert server.known() == [("loss", 1), ("loss", 2), ("loss", 3)]
+
+
+def test_no_password_is_shown(tmp_path: Path) -> None:
+    class Refusing:
+        def deliver(self, events: list[Event], *, doubtful: bool) -> None:
+            raise ConnectionError("cannot reach https://bob:hunter2@mlflow.example/api?token=secret1 now")
+
+    lines: list[str] = []
+    journal = Journal(tmp_path)
+    journal.append("note")
+    courier = Courier(journal, Refusing(), lines.append)
+    courier.start()
+    courier.drain(0.2)
+    courier.stop()
+    journal.close()
+    assert "mlflow.example" in lines[0]
+    assert "hunter2" not in lines[0] and "secret1" not in lines[0]
+
+
+def test_a_start_reads_only_what_was_not_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write(tmp_path, FileServer(tmp_path / "server", []), range(50))
+    read: list[int] = []
+    original = Journal._read
+    monkeypatch.setattr(Journal, "_read", lambda self, offset: read.append(offset) or original(self, offset))
+    journal = Journal(tmp_path / "tracking")
+    assert read[0] == (tmp_path / "tracking" / "journal.jsonl").stat().st_size
+    journal.metrics({"loss": 0.0}, 49)
+    assert journal.is_delivered
+    journal.close()
