@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--quality", type=Path, help="train both recipes and append each run to this file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the quality runs")
+    parser.add_argument("--lr", type=float, help="peak learning rate of the quality runs")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES.values(), default=list(RECIPES.values()))
     parser.add_argument("--grown", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
