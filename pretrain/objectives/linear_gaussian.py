@@ -17,6 +17,8 @@ LEAST_VARIANCE = 1e-8
 RIDGE = 1e-10
 # size of the random part of the loadings at the start, in units of the vectors' coordinates
 START = 0.01
+# sums over fewer rows than this are forgotten; loadings below it, in units of the noise, are none
+NOTHING = 1e-12
 
 
 class LinearGaussian(nn.Module):
@@ -56,6 +58,7 @@ class LinearGaussian(nn.Module):
     cross: Tensor
     square: Tensor
     rows: Tensor
+    chance: Tensor
 
     def __init__(self, modalities: int, dim: int, latent: int, momentum: float = 0.99) -> None:
         super().__init__()
@@ -63,7 +66,8 @@ class LinearGaussian(nn.Module):
         zeros = partial(torch.zeros, dtype=torch.float64)
         # the same start on every rank
         start = torch.randn(modalities, dim, latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.register_buffer("weight", start)
+        self.register_buffer("chance", start, persistent=False)
+        self.register_buffer("weight", start.clone())
         self.register_buffer("mean", zeros(modalities, dim))
         self.register_buffer("variance", zeros(modalities) + 1.0)
         # sums over observed rows, with b1 = (b, 1): E[b1 b1^T], z E[b1]^T, |z|^2
@@ -151,7 +155,7 @@ class LinearGaussian(nn.Module):
         """
         seen = present_NM.double()
         count, dim = seen.sum(dim=0), z_NMD.shape[2]
-        new = (self.second[:, -1, -1] == 0) & (count > 0)
+        new = ~self._known() & (count > 0)
         if not new.any():
             return
         z = torch.where(present_NM[:, :, None], z_NMD.double(), 0.0)
@@ -165,9 +169,13 @@ class LinearGaussian(nn.Module):
             kept = min(self.weight.shape[2], len(values))
             principal = (axes[:kept] * values[:kept, None] / len(z) ** 0.5).T.unflatten(0, self.mean.shape)
             # a column of zeros would stay one
-            loadings = START * self.weight * variance.sqrt()[:, None, None]
+            loadings = START * self.chance * variance.sqrt()[:, None, None]
             loadings[:, :, :kept] += principal
         self.weight.copy_(torch.where(new[:, None, None], loadings, self.weight))
+
+    def _known(self) -> Tensor:
+        """Say which modalities the sums know, (M,): not those never seen, or so long ago that nothing is left."""
+        return self.second[:, -1, -1] > NOTHING
 
     def _sweep(self, z_NMD: Tensor, present_NM: Tensor, momentum: float) -> None:
         """Make an E step on the rows, add their sums to the decayed ones, and make the M step."""
@@ -185,15 +193,16 @@ class LinearGaussian(nn.Module):
         self.rows.mul_(momentum).add_(known.sum())
         if self.rows > 0:
             self._standardise((earlier + torch.einsum("n,nij->ij", known, second)) / self.rows, self._maximise())
+            self._revive()
 
     def _maximise(self) -> Tensor:
         """Solve for the noise, and return W and mu side by side, (M, D, q + 1)."""
         count, dim = self.second[:, -1, -1], self.mean.shape[1]
-        known = count > 0
+        known = self._known()
         identity = torch.eye(self.second.shape[1], dtype=torch.float64, device=count.device)
         second = torch.where(known[:, None, None], self.second, identity) + RIDGE * count[:, None, None] * identity
         solved = torch.linalg.solve(second, self.cross.mT).mT
-        variance = (self.square - (solved * self.cross).sum(dim=(1, 2))) / (count.clamp(min=1e-30) * dim)
+        variance = (self.square - (solved * self.cross).sum(dim=(1, 2))) / (count.clamp(min=NOTHING) * dim)
         self.variance.copy_(torch.where(known, variance.clamp(min=LEAST_VARIANCE), self.variance))
         now = torch.cat([self.weight, self.mean[:, :, None]], dim=2)
         return torch.where(known[:, None, None], solved, now)
@@ -209,8 +218,9 @@ class LinearGaussian(nn.Module):
             (M, D, q + 1) W and mu in the coordinates of b.
         """
         change, alpha = torch.zeros_like(moments), moments[:-1, -1]
-        ridge = RIDGE * torch.eye(len(alpha), dtype=torch.float64, device=moments.device)
-        change[:-1, :-1] = torch.linalg.cholesky(moments[:-1, :-1] - alpha[:, None] * alpha + ridge)
+        # any root will do; unlike Cholesky's, this one exists where rounding leaves a negative eigenvalue
+        values, axes = torch.linalg.eigh(moments[:-1, :-1] - alpha[:, None] * alpha)
+        change[:-1, :-1] = (axes * values.clamp(min=RIDGE).sqrt()) @ axes.T
         change[:, -1] = moments[:, -1]
         back = torch.linalg.inv(change)
         self.second.copy_(back @ self.second @ back.T)
@@ -218,3 +228,9 @@ class LinearGaussian(nn.Module):
         solved = solved @ change
         self.weight.copy_(solved[:, :, :-1])
         self.mean.copy_(solved[:, :, -1])
+
+    def _revive(self) -> None:
+        """Give loadings of chance to a model that has none: zeros would stay, whatever comes after a collapse."""
+        noise = self.variance.sqrt()[:, None, None]
+        none = self.weight.abs().amax() < NOTHING * noise.amax()
+        self.weight.copy_(torch.where(none, START * self.chance * noise, self.weight))
