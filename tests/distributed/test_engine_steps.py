@@ -63,7 +63,7 @@ def discarded(run: Any, part: Any) -> None:
 
 
 def window(settings: dict[str, Any], thrown: int, computed: bool) -> dict[str, np.ndarray]:
-    """Two batches a step; the gradient is thrown away after ``thrown`` of the first two, or those are never computed."""
+    """Two batches a step; the gradient is thrown away after ``thrown`` of the first two, or they are never computed."""
     run = engine(settings, steps=STEPS, accumulate=2, grad_clip=0.1)
     for step, part in enumerate(parts(STEPS)):
         if step < thrown and not computed:
