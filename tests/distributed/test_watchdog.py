@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from pretrain.watchdog import EXIT_HANG, FOLDER, REPORT, Position, culprit
+from pretrain.watchdog import EXIT_HANG, REPORT, Position, culprit
 from tests.distributed.runs import Hold, Ranks, Workshop
 
 WORLD, STEP, TIMEOUT_S = 2, 4, 3.0
@@ -82,10 +81,3 @@ def test_a_rank_that_waits_for_others_is_innocent() -> None:
     assert culprit([at(0, 7, waiting=True, idle_s=4), at(1, 7, waiting=True, idle_s=9)], []) == 1
     # it does not even answer
     assert culprit([at(0, 7, waiting=False), at(1, 7, waiting=True)], [1]) == 1
-
-
-def test_a_run_that_ends_leaves_no_files_of_the_watchdog(shop: Workshop) -> None:
-    (code, told), *_ = shop.run(shop.arguments("good"), world=WORLD)
-    assert code == 0, told
-    assert not (shop.folder / "good" / FOLDER).exists() and not (shop.folder / "good" / REPORT).exists()
-    assert json.loads((shop.folder / "good" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
