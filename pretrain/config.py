@@ -329,7 +329,9 @@ class Recipe(Strict):
     def build_objective(self) -> Objective:
         """Return the objective of the recipe, with new parameters."""
         options = self.objective_options()
-        return OBJECTIVES.get(options.kind)(options, list(self.modalities), self.joined())
+        objective = OBJECTIVES.get(options.kind)(options, list(self.modalities), self.joined())
+        objective.sized(self.projection.dim)
+        return objective
 
     def objective_options(self) -> Options:
         """Return the typed options of the objective."""

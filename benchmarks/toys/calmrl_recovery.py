@@ -76,8 +76,9 @@ def leading_direction(vectors: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 def trained_objective(batches: list[tuple[Tensor, Tensor]], seed: int) -> CalMrl:
     """Return the objective after a stream of training batches."""
     names = tuple(f"m{m}" for m in range(M))
-    table = {"kind": "calmrl", "dim": DIM, "latent": LATENT, "warmup_steps": 1, "momentum": 0.99}
+    table = {"kind": "calmrl", "latent": LATENT, "warmup_steps": 1, "momentum": 0.99}
     objective = OBJECTIVES.get("calmrl")(OBJECTIVES.options(table), names)
+    objective.sized(DIM)
     for z, present in batches:
         rows = {name: z[:, m].float() for m, name in enumerate(names)}
         masks = {name: present[:, m] for m, name in enumerate(names)}

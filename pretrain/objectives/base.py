@@ -72,6 +72,9 @@ class Objective(nn.Module):
         """Embeddings that `forward` reads, in the grammar of `pretrain.names`; by default modalities, then fusions."""
         return (*self.modalities, *self.fusions)
 
+    def sized(self, dim: int) -> None:
+        """Make what depends on the width D of the embeddings, buffers of a model of them; called once, when built."""
+
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the loss, and detached values to log whose mean over the ranks is meant."""
         raise NotImplementedError

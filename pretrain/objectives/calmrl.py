@@ -48,10 +48,8 @@ class CalMrl(Multiway):
 
         Attributes
         ----------
-        dim : int
-            Width of the embeddings, ``projection.dim``.
         latent : int
-            Width q of the model's hidden cause.
+            Width q of the model's hidden cause; at most that of the embeddings.
         momentum : float
             Factor by which the model's sums decay a step.
         warmup_steps : int
@@ -68,7 +66,6 @@ class CalMrl(Multiway):
 
         kind: Literal["calmrl"] = "calmrl"
         chunk: int = 512
-        dim: int = Field(128, gt=0)
         latent: int = Field(16, gt=0)
         momentum: float = Field(0.99, ge=0, lt=1)
         warmup_steps: int = Field(200, ge=0)
@@ -78,19 +75,25 @@ class CalMrl(Multiway):
         temperature: TemperatureConfig = TemperatureConfig()
 
     steps: Tensor
+    model: LinearGaussian
 
     def __init__(
         self, config: Config, modalities: Sequence[str], fusions: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         super().__init__(config, modalities, fusions)
-        if config.latent > config.dim:
-            raise ConfigError(
-                f"a hidden cause of width {config.latent} is wider than the embeddings, {config.dim}",
-                where="objective.latent",
-            )
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
-        if config.complete:
-            self.model = LinearGaussian(len(self.inputs), config.dim, config.latent, config.momentum)
+
+    def sized(self, dim: int) -> None:
+        """Make the model."""
+        latent = self.config.latent
+        if latent > dim:
+            raise ConfigError(
+                f"a hidden cause of width {latent} is wider than the embeddings, {dim}",
+                where="objective.latent",
+                do=f"--set objective.latent={dim}, or less",
+            )
+        if self.config.complete:
+            self.model = LinearGaussian(len(self.inputs), dim, latent, self.config.momentum)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the loss, and the shares of its terms and the temperature to log."""
@@ -122,12 +125,6 @@ class CalMrl(Multiway):
         """Return the unit vectors (B, M, D), zero where absent, and presence (B, M)."""
         present = torch.stack([batch.present[name] for name in self.inputs], dim=1)
         z = torch.stack([batch.z[name] for name in self.inputs], dim=1).float()
-        if z.shape[2] != self.config.dim:
-            raise ConfigError(
-                f"the embeddings are {z.shape[2]} wide, objective.dim says {self.config.dim}",
-                where="objective.dim",
-                do=f"--set objective.dim={z.shape[2]}",
-            )
         return F.normalize(z.masked_fill(~present[:, :, None], 0.0), dim=2), present
 
 
@@ -148,8 +145,8 @@ def leading(vectors_NMD: Tensor, there_NM: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         # what is not finite makes the loss so, which is for the guards to see; the decomposition would raise
         finite = gram.isfinite().all(dim=(1, 2), keepdim=True)
-        fixed, basis = torch.linalg.eigh(torch.where(finite, gram, torch.eye(gram.shape[1]).to(gram)))
-        counts = 0.5 ** torch.arange(gram.shape[1]).to(gram)
+        counts = 0.5 ** torch.arange(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        fixed, basis = torch.linalg.eigh(torch.where(finite, gram, counts.diag()))
         sign = torch.where((basis[:, :, -1] * counts).sum(dim=1) < 0, -1.0, 1.0)
         basis = basis * sign[:, None, None]
         gap = fixed[:, -1:] - fixed

@@ -79,7 +79,7 @@ class Symile(Multiway):
         losses = []
         for at, anchor in enumerate(u):
             others = [other for number, other in enumerate(u) if number != at]
-            shuffles = [torch.randperm(len(rows), generator=generator).to(rows.device) for _ in others]
+            shuffles = [torch.randperm(len(rows), generator=generator, device="cpu").to(rows.device) for _ in others]
             losses.append(self._anchored(scale * anchor, others, shuffles, mine))
         shares = torch.stack(losses) * (batch.world / max(1, len(rows)))
         logs = {f"loss/{name}": share for name, share in zip(self.inputs, shares.detach(), strict=True)}

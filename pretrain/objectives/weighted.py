@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
@@ -98,6 +98,11 @@ class WeightedSum(Objective):
     def names(self) -> tuple[str, ...]:
         """Every embedding that a term reads, once."""
         return tuple(dict.fromkeys(name for names in self.read for name in names))
+
+    def sized(self, dim: int) -> None:
+        """See `Objective.sized`."""
+        for term in self.terms:
+            cast(Objective, term).sized(dim)
 
     def forward(self, batch: GlobalBatch) -> tuple[Tensor, Logs]:
         """Return this rank's share of the sum, and each term's share and values to log."""

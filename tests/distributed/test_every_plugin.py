@@ -21,7 +21,7 @@ OBJECTIVE_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fused_anchor": ({"anchor": "joint"}, JOINT),
     "comm": ({"fusion": "joint"}, JOINT),
     "gram": ({"anchor": "a"}, {}),
-    "calmrl": ({"dim": 5, "latent": 2, "warmup_steps": 0}, {}),
+    "calmrl": ({"latent": 2, "warmup_steps": 0}, {}),
     "weighted_sum": ({"terms": [{"objective": {"kind": "all_pairs"}}, {"objective": {"kind": "symile"}}]}, {}),
 }
 SMALL_FUSIONS = {

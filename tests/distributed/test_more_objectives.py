@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pretrain.objectives.base import GlobalBatch, Objective
 from tests.distributed import toy_engine
 from tests.distributed.ranks import spawn
-from tests.unit.pretrain.invariants import DIM, close, evaluate, make, rows
+from tests.unit.pretrain.invariants import close, evaluate, make, rows
 
 SIZES = [8, 4]
 TABLES: list[dict[str, Any]] = [
@@ -21,7 +21,7 @@ TABLES: list[dict[str, Any]] = [
     {"kind": "gram", "anchor": "a", "chunk": 3},
     {"kind": "symile", "chunk": 2},
     {"kind": "symile", "negatives": "shuffled"},
-    {"kind": "calmrl", "dim": DIM, "latent": 2, "warmup_steps": 1, "chunk": 2},
+    {"kind": "calmrl", "latent": 2, "warmup_steps": 1, "chunk": 2},
 ]
 STEPS = 3
 

@@ -25,7 +25,9 @@ def make(
     table: Mapping[str, object], names: tuple[str, ...] = NAMES, fusions: Mapping[str, tuple[str, ...]] | None = None
 ) -> Objective:
     options = OBJECTIVES.options(table)
-    return OBJECTIVES.get(options.kind)(options, names, fusions or {})
+    objective = OBJECTIVES.get(options.kind)(options, names, fusions or {})
+    objective.sized(DIM)
+    return objective
 
 
 def rows(objective: Objective, count: int, seed: int = 0, share: float = 0.6) -> GlobalBatch:

@@ -30,7 +30,7 @@ from tests.unit.pretrain.invariants import (
     rows,
 )
 
-TABLE: dict[str, object] = {"kind": "calmrl", "dim": DIM, "latent": 2, "warmup_steps": 0}
+TABLE: dict[str, object] = {"kind": "calmrl", "latent": 2, "warmup_steps": 0}
 
 
 class Restored(Objective):
@@ -263,9 +263,8 @@ def test_wrong_variants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {"padding"} <= failing(make(TABLE | {"complete": False}))
 
 
-def test_a_wrong_width_is_refused() -> None:
-    objective = make(TABLE | {"dim": 7})
-    with pytest.raises(ConfigError, match=r"objective\.dim=5"):
-        objective(rows(objective, 4))
+def test_the_model_is_as_wide_as_the_embeddings() -> None:
+    objective = make({"kind": "weighted_sum", "terms": [{"objective": TABLE}, {"objective": {"kind": "all_pairs"}}]})
+    assert objective.get_buffer("terms.0.model.mean").shape == (3, DIM)
     with pytest.raises(ConfigError, match="wider than"):
-        make(TABLE | {"latent": 6})
+        make(TABLE | {"latent": DIM + 1})
