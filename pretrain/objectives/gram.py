@@ -109,33 +109,26 @@ def volumes(anchors_nD: Tensor, tuples_mkD: Tensor) -> Tensor:
     gradient exists where vectors are dependent too.
     """
     g_nmk = torch.einsum("nd,mkd->nmk", anchors_nD, tuples_mkD)
-    gram_mkk = tuples_mkD @ tuples_mkD.mT
-    squared = determinant(gram_mkk) - (torch.einsum("nmk,mkl->nml", g_nmk, adjugate(gram_mkk)) * g_nmk).sum(dim=2)
+    # in double precision: small volumes are differences of large terms
+    determinant, adjugate = (each.to(g_nmk.dtype) for each in determinants((tuples_mkD @ tuples_mkD.mT).double()))
+    squared = determinant - (torch.einsum("nmk,mkl->nml", g_nmk, adjugate) * g_nmk).sum(dim=2)
     return (squared.clamp(min=0) + EPSILON).sqrt()
 
 
-def determinant(matrices: Tensor) -> Tensor:
-    """Return the determinants (...) of small matrices (..., k, k), by expansion along the first row."""
+def determinants(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the determinants (...) and adjugates (..., k, k) of small matrices; A adj(A) = det(A) I.
+
+    By Faddeev and LeVerrier's recursion over the characteristic polynomial's coefficients, k matrix products:
+
+    .. math:: M_1 = I,\quad c_i = -\mathrm{tr}(A M_i) / i,\quad M_{i+1} = A M_i + c_i I,\quad
+              \det A = (-1)^k c_k,\quad \mathrm{adj}\, A = (-1)^{k-1} M_k
+    """
     size = matrices.shape[-1]
-    if size == 0:
-        return matrices.new_ones(matrices.shape[:-2])
-    signs = [(-1) ** column for column in range(size)]
-    parts = [sign * matrices[..., 0, c] * determinant(minor(matrices, 0, c)) for c, sign in enumerate(signs)]
-    return torch.stack(parts).sum(dim=0)
-
-
-def adjugate(matrices: Tensor) -> Tensor:
-    """Return the adjugates (..., k, k) of small symmetric matrices; A adj(A) = det(A) I."""
-    size = matrices.shape[-1]
-    cofactors = [
-        (-1) ** (row + column) * determinant(minor(matrices, row, column))
-        for row in range(size)
-        for column in range(size)
-    ]
-    return torch.stack(cofactors, dim=-1).unflatten(-1, (size, size))
-
-
-def minor(matrices: Tensor, row: int, column: int) -> Tensor:
-    """Return the matrices without a row and a column."""
-    rows, columns = ([i for i in range(matrices.shape[-1]) if i != gone] for gone in (row, column))
-    return matrices[..., rows, :][..., columns]
+    identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
+    power, product = identity.expand_as(matrices), matrices
+    for order in range(1, size + 1):
+        coefficient = -product.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / order
+        if order < size:
+            power = product + coefficient[..., None, None] * identity
+            product = matrices @ power
+    return (-1) ** size * coefficient, (-1) ** (size - 1) * power

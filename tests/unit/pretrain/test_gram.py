@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pretrain.objectives import gram
 from pretrain.objectives.base import GlobalBatch, Objective
-from pretrain.objectives.gram import adjugate, determinant, volumes
+from pretrain.objectives.gram import determinants, volumes
 from shards.errors import ConfigError
 from tests.unit.pretrain.invariants import (
     CHECKS,
@@ -71,11 +71,22 @@ def test_volumes_equal_the_determinant_of_the_whole_gram_matrix_in_any_order(cou
         assert spanned(*vectors[list(order)]) == pytest.approx(expected, abs=2e-5)
 
 
-def test_determinant_and_adjugate() -> None:
-    matrices = torch.randn(6, 4, 4, dtype=torch.float64)
-    symmetric = matrices + matrices.mT
-    torch.testing.assert_close(determinant(matrices), torch.linalg.det(matrices))
-    torch.testing.assert_close(adjugate(symmetric), torch.linalg.det(symmetric)[:, None, None] * symmetric.inverse())
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_determinant_and_adjugate(size: int) -> None:
+    matrices = torch.randn(6, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, adjugate = determinants(matrices)
+    torch.testing.assert_close(found, torch.linalg.det(matrices))
+    torch.testing.assert_close(adjugate, torch.linalg.det(matrices)[:, None, None] * matrices.inverse())
+
+
+def test_small_volumes_are_exact_in_single_precision() -> None:
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(50, 1, 32, generator=rng) + 0.1 * torch.randn(50, 4, 32, generator=rng)
+    units = F.normalize(vectors, dim=2)
+    whole = units.double() @ units.double().mT
+    expected = (torch.linalg.det(whole) + gram.EPSILON).sqrt()
+    found = volumes(units[:, 0], units[:, 1:]).diagonal().double()
+    torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["same", "opposite", "two of three", "all three"])
