@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def build(
     for line in prepare(model, recipe, resumed=resumed):
         report(line)
     average = MovingAverage(model, recipe.optim.ema) if recipe.optim.ema else None
-    augmenter = _training_augmenter(recipe, dataset, noise_scales)
+    augmenter = _training_augmenter(recipe, dataset, noise_scales, keep=model.objective.anchors)
     training = _stream(recipe, dataset, "train", recipe.data.training_order(), augmenter, model.views)
     validation = _stream(recipe, dataset, "val", Sequential(), as_evaluated(recipe, dataset.modalities))
     _refuse_useless_validation(recipe, dataset, validation.positions)
@@ -108,15 +108,16 @@ def build(
     )
 
 
-def _training_augmenter(recipe: Recipe, dataset: Dataset | Mixture, scales: Mapping[str, Any]) -> Augmenter:
+def _training_augmenter(
+    recipe: Recipe, dataset: Dataset | Mixture, scales: Mapping[str, Any], *, keep: Set[str]
+) -> Augmenter:
     """Return what is done to a training sample between reading and collation; an anchor is never dropped."""
-    anchor = getattr(recipe.objective_options(), "anchor", None)
     return Augmenter(
         dataset.modalities,
         {name: config.augment for name, config in recipe.modalities.items()},
         seed=recipe.seed,
         scales=scales,
-        keep=[anchor] if anchor in recipe.modalities else [],
+        keep=keep,
     )
 
 

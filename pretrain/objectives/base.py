@@ -72,6 +72,12 @@ class Objective(nn.Module):
         """Embeddings that `forward` reads, in the grammar of `pretrain.names`; by default modalities, then fusions."""
         return (*self.modalities, *self.fusions)
 
+    @property
+    def anchors(self) -> set[str]:
+        """Embeddings that all others are compared with, by this objective or one that it sums."""
+        objectives = [part for part in self.modules() if isinstance(part, Objective)]
+        return {each.config.anchor for each in objectives if hasattr(each.config, "anchor")}
+
     def sized(self, dim: int) -> None:
         """Make what depends on the width D of the embeddings, buffers of a model of them; called once, when built."""
 

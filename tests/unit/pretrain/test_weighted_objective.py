@@ -78,6 +78,14 @@ def test_names_groups_and_logs() -> None:
     assert float(logs["weight/anchored-2"]) == pytest.approx(1.0)
 
 
+def test_anchors_of_all_terms() -> None:
+    terms = [{"objective": {"kind": "all_pairs"}}, {"objective": {"kind": "frozen_anchor", "anchor": "b"}}]
+    inner = {"kind": "weighted_sum", "terms": terms}
+    objective = make({"kind": "weighted_sum", "terms": [{"objective": ANCHORED}, {"objective": inner}]})
+    assert objective.anchors == {"a", "b"}
+    assert make({"kind": "all_pairs"}).anchors == set()
+
+
 def test_learned_weights_reach_their_optimum() -> None:
     """At the optimum of exp(-s) L + s / 2, exp(s) = 2 L."""
     module = Uncertainty()
