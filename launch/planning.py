@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from pretrain.config import Recipe
     from pretrain.plan import Plan
 
-GIB = 2**30
-
 
 def plan_run(recipe: Recipe, *, world: int, settings: Mapping[str, Any]) -> Plan:
     """Open the data, build the model on the CPU and work out the run.
@@ -42,6 +40,7 @@ def plan_run(recipe: Recipe, *, world: int, settings: Mapping[str, Any]) -> Plan
 def print_plan(plan: Plan) -> None:
     """Show a plan."""
     from launch.tables import console, table
+    from pretrain.meters import GIB
 
     rows = f"{plan.rank_rows} rows a rank"
     if plan.micro_batch < plan.rank_rows:

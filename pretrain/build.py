@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import Recipe
-from pretrain.data import as_evaluated
+from pretrain.data import as_evaluated, batches_of
 from pretrain.ema import MovingAverage
 from pretrain.engine import Engine
 from pretrain.model import MultimodalModel
@@ -21,8 +21,6 @@ from pretrain.prepare import prepare
 from shards.augment import Augmenter
 from shards.errors import DataError
 from shards.mixture import Mixture
-from shards.orders.base import Order
-from shards.orders.sequential import Sequential
 from shards.reader import Dataset
 from shards.stream import BatchStream
 
@@ -87,8 +85,9 @@ def build(
         report(line)
     average = MovingAverage(model, recipe.optim.ema) if recipe.optim.ema else None
     augmenter = _training_augmenter(recipe, dataset, noise_scales, keep=model.objective.anchors)
-    training = _stream(recipe, dataset, "train", recipe.data.training_order(), augmenter, model.views)
-    validation = _stream(recipe, dataset, "val", Sequential(), as_evaluated(recipe, dataset.modalities))
+    here = {"rank": dist.get_rank(), "world": dist.get_world_size(), "workers": recipe.data.workers}
+    training = batches_of(recipe, dataset, "train", augmenter, views=model.views, **here)
+    validation = batches_of(recipe, dataset, "val", as_evaluated(recipe, dataset.modalities), **here)
     _refuse_useless_validation(recipe, dataset, validation.positions)
     if training.larger_than_budget:
         report(f"{training.larger_than_budget} samples exceed the budget, each will be a batch of its own")
@@ -121,32 +120,13 @@ def _training_augmenter(
     )
 
 
-def _stream(
-    recipe: Recipe, dataset: Dataset | Mixture, part: str, order: Order, augmenter: Augmenter, views: int = 1
-) -> BatchStream:
-    return BatchStream(
-        dataset,
-        dataset.positions(recipe.data.split, part),
-        batch_size=recipe.data.batch_size,
-        seed=recipe.seed,
-        rank=dist.get_rank(),
-        world=dist.get_world_size(),
-        order=order,
-        budget=recipe.data.budget,
-        augmenter=augmenter,
-        views=views,
-        workers=recipe.data.workers,
-    )
-
-
 def _refuse_useless_validation(recipe: Recipe, dataset: Dataset | Mixture, positions: np.ndarray) -> None:
-    """Refuse a validation part on which nothing can be retrieved, before any step is made."""
+    """Refuse a validation part on which nothing can be retrieved, before any step is made; by the indices alone."""
     needed = len(recipe.modalities) if recipe.evaluation.complete_only else 2
-    usable = 0
-    for position in positions:
-        usable += len(dataset[int(position)].modalities) >= needed
-        if usable == 2:
-            return
+    held = np.sum([dataset.presence(name)[positions] for name in recipe.modalities], axis=0)
+    usable = int((held >= needed).sum())
+    if usable >= 2:
+        return
     raise DataError(
         f"the validation part has {usable} samples with {needed} of the modalities, retrieval needs 2",
         where=dataset.location,

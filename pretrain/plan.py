@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.accumulate import contrast
 from pretrain.config import Recipe
-from pretrain.gather import gather_batch
+from pretrain.data import as_evaluated, batches_of
 from pretrain.model import MultimodalModel
 from pretrain.prepare import prepare
-from pretrain.settings import check_settings
+from pretrain.settings import check_settings, zero_stage
 from shards.batch import Batch, rows_of
 from shards.mixture import Mixture
 from shards.reader import Dataset
-from shards.stream import BatchStream
 
-GIB = 2**30
 # rows of the real batch on which the activations are measured
 PROBE_ROWS = 8
 
@@ -126,24 +125,14 @@ def make_plan(
     """
     check_settings(settings)
     notes = prepare(model, recipe)
-    positions = dataset.positions(recipe.data.split, "train")
-    stream = BatchStream(
-        dataset,
-        positions,
-        batch_size=recipe.data.batch_size,
-        seed=recipe.seed,
-        world=world,
-        order=recipe.data.training_order(),
-        budget=recipe.data.budget,
-        views=model.views,
-        workers=0,
-    )
+    # what the encoders read: pictures of the size of the crop
+    seen = as_evaluated(recipe, dataset.modalities)
+    stream = batches_of(recipe, dataset, "train", seen, rank=0, world=world, workers=0, views=model.views)
     first = next(stream.epoch(0))
     rows = len(first.ids)
     micro = min(recipe.optim.micro_batch or rows, rows)
-    there = {name: dataset.presence(name)[positions] for name in recipe.modalities}
-    stage = int(settings.get("zero_optimization", {}).get("stage", 0))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    there = {name: dataset.presence(name)[stream.positions] for name in recipe.modalities}
+    stage, trained = zero_stage(settings), _trained(model)
     memory = estimate_memory(model, first, micro=micro, world=world, stage=stage, ema=recipe.optim.ema is not None)
     return Plan(
         world=world,
@@ -151,7 +140,7 @@ def make_plan(
         rank_rows=rows,
         micro_batch=micro,
         accumulate=recipe.optim.accumulate,
-        samples=len(positions),
+        samples=len(stream.positions),
         epochs=recipe.optim.epochs,
         epoch_steps=stream.steps_in(0),
         total_steps=stream.total(recipe.optim.epochs),
@@ -191,7 +180,7 @@ def estimate_memory(model: MultimodalModel, batch: Batch, *, micro: int, world: 
     ema : bool
         Whether an average of the weights is kept.
     """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = _trained(model)
     # with the mean number of rows that they will be: parts of a batch differ in what is present
     probe = max(1, min(PROBE_ROWS, micro))
     kept = saved_bytes(model, rows_of(batch, model.specs, 0, probe))
@@ -211,12 +200,8 @@ def saved_bytes(model: MultimodalModel, batch: Batch) -> int:
     """Return the bytes that the graph of a batch's loss keeps, parameters and repeated storages left out."""
     seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with _measuring(seen) as found:
-        z, present = model(batch)
-        groups = batch.groups if model.objective.needs_groups else None
-        loss, _ = model.objective(gather_batch(z, present, groups))
-        total = sum(found)
-    del loss
-    return total
+        contrast(model, model.objective, lambda loss: None, batch)
+    return sum(found)
 
 
 @contextmanager
@@ -235,6 +220,10 @@ def _measuring(seen: set[int]) -> Iterator[list[int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield found
+
+
+def _trained(model: MultimodalModel) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _bytes(tensors: Any) -> int:

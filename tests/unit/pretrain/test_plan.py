@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from pretrain.parts import fit_encoders
 from pretrain.plan import Plan, make_plan, saved_bytes
 from shards.batch import collate
 from shards.reader import Dataset
+from tests.pictures import CROP, build_pictures
 
 
 def recipe_of(toy: Dataset, **optim: object) -> dict[str, object]:
@@ -94,3 +97,24 @@ def test_what_a_graph_keeps_is_counted_once() -> None:
         y = torch.nn.functional.gelu(layer(x))
         (y * y).sum()
     assert sum(found) == 4 * (4 * 10 + 4 * 20 + 4 * 20)
+
+
+def test_pictures_are_seen_as_the_encoder_reads_them(tmp_path: Path) -> None:
+    """A crop is cut before anything is encoded, as it is in training."""
+    build_pictures(tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    tables = {
+        "name": "pictures",
+        "data": {"path": str(tmp_path / "set"), "batch_size": 4, "split": "chemical_system"},
+        "modalities": {
+            "a": {"encoder": {"kind": "vector", "dim": 8}},
+            "sem": {"encoder": {"kind": "flat_image"}, "augment": {"crop": CROP}},
+        },
+        "projection": {"dim": 8},
+        "objective": {"kind": "all_pairs"},
+    }
+    recipe = parse_recipe(tables, where="here")
+    samples = [sample for sample in dataset if {"a", "sem"} <= sample.modalities]
+    fitted = fit_encoders(recipe, dataset.modalities, lambda name: (sample.value(name) for sample in samples))
+    model = MultimodalModel(recipe, dataset.modalities, fitted)
+    assert make_plan(recipe, dataset, model, world=1, settings={}).memory.activations > 0
