@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
 from torch_geometric.nn import CGConv
 
 from pretrain.encoders.atoms import CrystalSummary, ElementEmbedding, gaussians, pool_mean, tensor
-from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.encoders.graphs import CRYSTAL_FIELDS, NormedConvolution, edges_of, need_fields
-from pretrain.encoders.ragged import padded
+from pretrain.encoders.base import ENCODERS, Encoded
+from pretrain.encoders.graphs import CrystalEncoder, NormedConvolution, edges_of
 from shards.batch import Inputs
 from shards.plugins import Options
 from shards.schema import ModalitySpec
 
 
 @ENCODERS.register("cgcnn")
-class CGCNN(Encoder):
+class CGCNN(CrystalEncoder):
     """Crystal graph -> vector by CGCNN (Xie and Grossman, PRL 120, 145301, 2018), with torch-geometric's `CGConv`.
 
     ``x_i + sum_j sigmoid(W_f [x_i, x_j, e_ij]) * softplus(W_s [x_i, x_j, e_ij])``, e_ij the distance in Gaussians;
@@ -43,12 +42,8 @@ class CGCNN(Encoder):
         summary: bool = Field(True, description="add a perceptron over plain invariants")
         dropout: float = Field(0.3, ge=0, lt=1)
 
-    reads: ClassVar[frozenset[str]] = frozenset({"graph"})
-    gives_tokens: ClassVar[bool] = True
-
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
         self.dim = config.dim
         self.elements = ElementEmbedding(config.atom_dim)
         width = config.atom_dim
@@ -73,9 +68,4 @@ class CGCNN(Encoder):
         edge = gaussians(edges.length, 0.0, self.config.cutoff_a, self.config.gaussians).to(x.dtype)
         for layer in self.layers:
             x = layer(x, edges.index, edge)
-        vector = self.out(pool_mean(x, row, rows))
-        if self.summary is not None:
-            vector = vector + self.summary(inputs)
-        if not self.tokens_wanted:
-            return Encoded(vector)
-        return Encoded(vector, *padded(self.out(x), tensor(inputs, "atoms_ptr")))
+        return self.finished(inputs, self.out(pool_mean(x, row, rows)), lambda: self.out(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,19 +104,35 @@ class CrystalOptions(Options):
     dropout: float = Field(0.3, ge=0, lt=1, description="of the sums of messages, and of the summary")
 
 
-class CrystalNetwork(Encoder):
+class CrystalEncoder(Encoder):
+    """Base of what reads crystal graphs: a subclass makes a vector of each crystal, and sets ``self.summary`` last."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"graph"})
+    gives_tokens: ClassVar[bool] = True
+    summary: CrystalSummary | None
+
+    def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:
+        super().__init__(spec, config, fitted)
+        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
+
+    def finished(self, inputs: Inputs, vector: Tensor, atoms: Callable[[], Tensor]) -> Encoded:
+        """Add the plain path to vectors (R, dim); the tokens are the ``atoms`` (N, dim), made where they are read."""
+        if self.summary is not None:
+            vector = vector + self.summary(inputs)
+        if not self.tokens_wanted:
+            return Encoded(vector)
+        return Encoded(vector, *padded(atoms(), tensor(inputs, "atoms_ptr")))
+
+
+class CrystalNetwork(CrystalEncoder):
     """Frame of the crystal networks: elements in, layer norm, mean over atoms, one linear map, the plain path beside.
 
     A subclass implements `build` and `atoms`. Because the mean over the atoms and not their sum is taken, a
     supercell has the vector of its primitive cell.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"graph"})
-    gives_tokens: ClassVar[bool] = True
-
     def __init__(self, spec: ModalitySpec, config: Any, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
         self.dim = config.dim
         self.elements = ElementEmbedding(config.dim)
         self.build(config)  # here, so that the parts stand in the order in which they run
@@ -136,9 +152,4 @@ class CrystalNetwork(Encoder):
         """Encode R crystals; tokens are the atoms."""
         row, rows = tensor(inputs, "atoms_row"), len(tensor(inputs, "atoms_ptr")) - 1
         x = self.norm(self.atoms(tensor(inputs, "atomic_numbers"), edges_of(inputs)))
-        vector = self.out(pool_mean(x, row, rows))
-        if self.summary is not None:
-            vector = vector + self.summary(inputs)
-        if not self.tokens_wanted:
-            return Encoded(vector)
-        return Encoded(vector, *padded(self.out(x), tensor(inputs, "atoms_ptr")))
+        return self.finished(inputs, self.out(pool_mean(x, row, rows)), lambda: self.out(x))

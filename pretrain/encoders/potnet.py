@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,9 +18,8 @@ from pretrain.encoders.atoms import (
     pool_sum,
     tensor,
 )
-from pretrain.encoders.base import ENCODERS, Encoded, Encoder
-from pretrain.encoders.graphs import CRYSTAL_FIELDS, edges_of, need_fields
-from pretrain.encoders.ragged import padded
+from pretrain.encoders.base import ENCODERS, Encoded
+from pretrain.encoders.graphs import CrystalEncoder, edges_of
 from shards.batch import Inputs
 from shards.plugins import Options
 from shards.schema import ModalitySpec
@@ -55,7 +54,7 @@ class GatedMessages(nn.Module):
 
 
 @ENCODERS.register("potnet")
-class PotNet(Encoder):
+class PotNet(CrystalEncoder):
     """Crystal graph -> vector by PotNet, from the paper's formulas (Lin et al., ICML 2023, arXiv 2306.10045).
 
     Local edges: -0.75 / d in Gaussians on [-4, 4]. Infinite edges (every ordered pair of
@@ -84,12 +83,8 @@ class PotNet(Encoder):
         summary: bool = Field(True, description="add a perceptron over plain invariants")
         dropout: float = Field(0.3, ge=0, lt=1)
 
-    reads: ClassVar[frozenset[str]] = frozenset({"graph"})
-    gives_tokens: ClassVar[bool] = True
-
     def __init__(self, spec: ModalitySpec, config: Config, fitted: Mapping[str, Any]) -> None:
         super().__init__(spec, config, fitted)
-        need_fields(spec, config.kind, CRYSTAL_FIELDS, "crystal")
         dim = config.dim
         self.dim = config.output or dim
         self.potentials = config.potentials and "potentials" in spec.fields
@@ -113,15 +108,14 @@ class PotNet(Encoder):
             x = layer(x, source, target, edge)
         x = self.norm(x)
         pool = pool_statistics if self.config.pool == "statistics" else pool_mean
-        vector = self.out(pool(x, row, rows))
-        if self.summary is not None:
-            vector = vector + self.summary(inputs)
-        if not self.tokens_wanted:
-            return Encoded(vector)
-        if self.config.output:
-            # as a crystal of this atom alone would be read: it is its own mean, and has no deviation
-            x = self.out(torch.cat([x, torch.zeros_like(x)], dim=1) if self.config.pool == "statistics" else x)
-        return Encoded(vector, *padded(x, tensor(inputs, "atoms_ptr")))
+        return self.finished(inputs, self.out(pool(x, row, rows)), lambda: self._atoms(x))
+
+    def _atoms(self, x: Tensor) -> Tensor:
+        """Return the atoms (N, dim) as wide as the vectors."""
+        if not self.config.output:
+            return x
+        # as a crystal of this atom alone would be read: it is its own mean, and has no deviation
+        return self.out(torch.cat([x, torch.zeros_like(x)], dim=1) if self.config.pool == "statistics" else x)
 
     def _edges(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return source, target and features of local and infinite edges."""
