@@ -90,8 +90,7 @@ class Checkpoints:
         try:
             with together(what, where=self.folder, do=do):
                 if engine.rank == 0:
-                    self._clear()
-                    stage.mkdir(parents=True)
+                    self._clear(stage)
             engine.save(stage / ENGINE)
             with together(what, where=self.folder, do=do):
                 if engine.rank == 0:
@@ -164,11 +163,12 @@ class Checkpoints:
         # the newest of equals
         return max(known, key=lambda folder: (known[folder], folder.name), default=None)
 
-    def _clear(self) -> None:
-        """Remove what crashes left; an earlier checkpoint that was moved aside is put back first."""
+    def _clear(self, stage: Path) -> None:
+        """Remove what crashes left and make ``stage``; an earlier checkpoint that was moved aside is put back first."""
         self.steps()
         for hidden in self.folder.glob(f".{PREFIX}*"):
             shutil.rmtree(hidden)
+        stage.mkdir(parents=True)
 
 
 def _score(folder: Path) -> float | None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pretrain.accumulate import contrast
 from pretrain.agreement import together
 from pretrain.config import OptimConfig
+from pretrain.export import contiguous
 from pretrain.gather import mean_over_ranks
 from pretrain.gradients import GradientNorms
 from pretrain.model import MultimodalModel
@@ -311,11 +312,11 @@ class Engine:
 
     def _on_first_rank(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies of whole tensors on the first rank; a parameter at a time, since all may not fit a device."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in state.items():
             with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
                 if self.rank == 0:
-                    found[name] = tensor.detach().cpu().contiguous().clone()
+                    found |= contiguous({name: tensor})
         return found
 
     def _backward(self, loss: Tensor) -> None:

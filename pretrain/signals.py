@@ -24,7 +24,6 @@ PREEMPTED = "preempted.json"
 # written by the rank that was asked, for ranks that wait for data and meet nobody in a collective
 REQUEST = ".preempting"
 LOOK_S = 1.0
-RUNNERS = {"deepspeed", "deepspeed.launcher.runner"}
 
 
 class Preempted(MatloomError):  # noqa: N818  everything went well

@@ -12,7 +12,8 @@ from pretrain.config import Recipe, parse_recipe
 from pretrain.model import MultimodalModel
 from pretrain.names import SECOND, alone, second
 from pretrain.objectives.base import OBJECTIVES, GlobalBatch, Objective
-from pretrain.objectives.infonce import Temperature, TemperatureConfig, info_nce
+from pretrain.objectives.infonce import info_nce
+from pretrain.objectives.temperature import Temperature, TemperatureConfig
 from shards.batch import Batch, collate
 from shards.plugins import Options
 from shards.schema import FieldSpec, ModalitySpec, Sample

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.encoders.base import Encoded
+from pretrain.encoders.ragged import masked_mean
 from pretrain.fusion.base import FusionOptions, Width, token_view
 from shards.errors import ConfigError
 
@@ -119,8 +120,7 @@ class Pool(nn.Module):
         """Return (b, dim)."""
         if self.kind == "query":
             return self.attend(self.query.expand(len(tokens), -1, -1), tokens, real)[:, 0]
-        weights = real[..., None].to(tokens.dtype)
-        return (self.norm(tokens) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+        return masked_mean(self.norm(tokens), real)
 
 
 def visible(real: Tensor) -> Tensor:

@@ -10,9 +10,6 @@ from torch import Tensor
 from pretrain.objectives.base import GlobalBatch, Logs
 from pretrain.objectives.pair_losses import PAIR_LOSSES, PairLoss, StreamedOptions, compared
 from pretrain.objectives.streaming import log_sum_exp
-from pretrain.objectives.temperature import Temperature, TemperatureConfig
-
-__all__ = ["InfoNCE", "Temperature", "TemperatureConfig", "info_nce"]
 
 
 def info_nce(
