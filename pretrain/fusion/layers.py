@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pretrain.encoders.attention import attend
 from pretrain.encoders.base import Encoded
 from pretrain.encoders.ragged import masked_mean
 from pretrain.fusion.base import FusionOptions, Width, token_view
@@ -99,7 +99,7 @@ class CrossAttention(nn.Module):
         projected = self.query(self.norm(x)), self.key(context), self.value(context)
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
         # rows without any key attend to all, which is finite, and their result is dropped
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=visible(real)[:, None, None])
+        found = attend(query, key, value, visible(real)[:, None, None])
         empty = ~real.any(dim=1)
         return self.out(found.transpose(1, 2).flatten(2)).masked_fill(empty[:, None, None], 0.0)
 
