@@ -29,7 +29,7 @@ class Courier:
     Parameters
     ----------
     journal : Journal
-        What to deliver.
+        What to deliver; closed when the thread ends.
     server : Server
         Where to.
     report : callable
@@ -62,7 +62,11 @@ class Courier:
         return self.journal.is_delivered
 
     def stop(self) -> None:
-        """End the thread after what it is delivering now; the rest stays in the journal."""
+        """End the thread after what it is delivering now; the rest stays in the journal.
+
+        A delivery may take longer than one waits for it here, that of a large model for example. So the thread closes
+        the journal itself: until then nobody else can deliver the same a second time.
+        """
         self._over.set()
         self._news.set()
         self._thread.join(timeout=LONGEST_WAIT_S)
@@ -73,6 +77,7 @@ class Courier:
             self._news.clear()
             while not self._over.is_set() and self._deliver_some():
                 pass
+        self.journal.close()
 
     def _deliver_some(self) -> bool:
         """Deliver the next events; says whether there may be more.

@@ -38,6 +38,8 @@ class Journal:
     ----------
     folder : Path
         Made where it is missing.
+    wait_s : float
+        Seconds to wait for another that has it.
 
     Attributes
     ----------
@@ -46,12 +48,12 @@ class Journal:
         for), and what the delivery keeps there (``run_id``).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, wait_s: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / JOURNAL
-        self._lock, self._owner = threading.Lock(), FileLock(folder / LOCK)
+        self._lock, self._owner = threading.Lock(), FileLock(folder / LOCK, thread_local=False)
         try:
-            self._owner.acquire(timeout=0)
+            self._owner.acquire(timeout=wait_s)
         except Timeout:
             raise ConfigError(
                 "another process writes this journal", where=folder, do="wait until the run has ended"
@@ -63,7 +65,7 @@ class Journal:
         # the state remembers what has been delivered: journals may be large
         for event, _ in self._read(self.state["offset"]):
             self._remember(event)
-        self._unwritten, self._closed = bytearray(), False
+        self._unwritten = bytearray()
         self.save()
 
     @property
@@ -105,9 +107,6 @@ class Journal:
     def delivered(self, offset: int) -> None:
         """Take note that everything before ``offset`` has been delivered; where that cannot be written, it was not."""
         with self._lock:
-            if self._closed:
-                # another process may have the journal; to it these events are doubtful
-                return
             self._save({**self.state, "offset": offset})
             self.state["offset"] = offset
             if offset > LARGE and offset == self.path.stat().st_size and not self._unwritten:
@@ -119,14 +118,12 @@ class Journal:
     def save(self) -> None:
         """Write the state, by rename."""
         with self._lock:
-            if not self._closed:
-                self._save(self.state)
+            self._save(self.state)
 
     def close(self) -> None:
         """Let another process have it."""
         with self._lock:
             self._write()
-            self._closed = True
             self._owner.release()
 
     def _save(self, state: dict[str, Any]) -> None:
@@ -135,7 +132,7 @@ class Journal:
         os.replace(partial, self.folder / STATE)
 
     def _write(self) -> None:
-        if self._closed or not self._unwritten:
+        if not self._unwritten:
             return
         with suppress(OSError), self.path.open("ab", buffering=0) as file:
             while self._unwritten:

@@ -27,6 +27,8 @@ FOLDER = "tracking"
 # of one call to the server
 PARAMETERS, METRICS = 100, 1000
 FINISH_S = 60.0
+# for a run before this one in the same folder that is still delivering
+HANDOVER_S = 60.0
 # what MLflow itself would wait for before it says that a server is away: minutes, in which a run could not end
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
@@ -83,7 +85,7 @@ class Tracker:
             return self
         if not self.resume:
             _set_aside(self.folder / FOLDER)
-        self.journal = Journal(self.folder / FOLDER)
+        self.journal = Journal(self.folder / FOLDER, wait_s=HANDOVER_S)
         if self.journal.is_new:
             flat = {key: str(value)[:500] for key, value in flatten(self.parameters).items()}
             self.journal.append("run", experiment=self.experiment, name=self.run_name, parameters=flat)
@@ -102,7 +104,6 @@ class Tracker:
         if not self.courier.drain(FINISH_S):
             self.report(f"MLflow has not got everything yet; when it is there: matloom sync {self.folder}")
         self.courier.stop()
-        self.journal.close()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics without waiting for the server."""
@@ -161,12 +162,11 @@ def sync(folder: Path, *, report: Callable[[str], None] = print, timeout_s: floa
     """Deliver what a run that has ended could not tell the server; says whether everything has arrived."""
     done = True
     for part in sorted(folder.glob(f"{FOLDER}*")):
-        journal = Journal(part)
+        journal = Journal(part, wait_s=HANDOVER_S)
         courier = Courier(journal, MLflowServer(folder, journal), report)
         courier.start()
         done = courier.drain(timeout_s) and done
         courier.stop()
-        journal.close()
     return done
 
 
@@ -174,7 +174,7 @@ def _set_aside(folder: Path) -> None:
     """Make room for a new journal; one that is not delivered yet is kept for `sync`."""
     if not folder.exists():
         return
-    journal = Journal(folder)
+    journal = Journal(folder, wait_s=HANDOVER_S)
     delivered, key = journal.is_delivered, journal.state["key"]
     journal.close()
     if delivered:

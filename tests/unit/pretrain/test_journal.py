@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,30 @@ def test_a_full_disk_ends_neither_training_nor_the_delivery(tmp_path: Path) -> N
     courier.stop()
     journal.close()
     assert server.known() == [("loss", 1), ("loss", 2), ("loss", 3)]
+
+
+def test_a_delivery_that_outlasts_the_waiting_for_it_is_not_made_a_second_time(tmp_path: Path) -> None:
+    """A courier that was stopped while it delivers keeps the journal until it has noted what has arrived."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(FileServer):
+        def deliver(self, events: list[Event], *, doubtful: bool) -> None:
+            begun.set()
+            assert goes_on.wait(60)
+            super().deliver(events, doubtful=doubtful)
+
+    journal = Journal(tmp_path / "tracking")
+    journal.metrics({"loss": 1.0}, 1)
+    courier = Courier(journal, Slow(tmp_path / "server", []), lambda line: None)
+    courier.start()
+    assert begun.wait(60)
+    courier.stop()
+    with pytest.raises(ConfigError, match="another process"):
+        Journal(tmp_path / "tracking")
+    threading.Timer(0.1, goes_on.set).start()
+    after = Journal(tmp_path / "tracking", wait_s=60)
+    assert after.is_delivered
+    after.close()
 
 
 def test_no_password_is_shown(tmp_path: Path) -> None:
