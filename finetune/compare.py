@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -107,13 +108,16 @@ class Comparison:
         self.data = TargetData(
             self.dataset,
             recipe.split,
-            recipe.target,
+            recipe.targets,
             recipe.optim.batch_size,
             self.accelerator,
             as_evaluated=as_evaluated(self.export.recipe, self.export.specs),
         )
-        if self.task == "classification" and not set(self.data.targets["train"].tolist()) <= {0.0, 1.0}:
-            raise ConfigError(f"'{recipe.target}' is no class: its values are not 0 and 1", do="head.kind=regression")
+        known = self.data.targets["train"]
+        if self.task == "classification" and not set(known[~known.isnan()].tolist()) <= {0.0, 1.0}:
+            raise ConfigError(
+                f"'{', '.join(recipe.targets)}' is no class: its values are not 0 and 1", do="head.kind=regression"
+            )
         self._best: tuple[float, Predictor, RowConfig, dict[str, Any]] | None = None
 
     @property
@@ -150,7 +154,7 @@ class Comparison:
         tracker.metrics({f"{name}/{k}": v for k, v in summary.items() if isinstance(v, float)}, 0)
         metric = SELECTION[self.task]
         self.report(
-            f"{self.recipe.target}  {row.strategy:8} {'+'.join(row.modalities):40} "
+            f"{'+'.join(self.recipe.targets)}  {row.strategy:8} {'+'.join(row.modalities):40} "
             f"test {metric} {summary[f'test_{metric}']:.4f} +- {summary[f'test_{metric}_std']:.4f}"
         )
         return result
@@ -159,7 +163,7 @@ class Comparison:
         set_seed(seed)
         optim = self.recipe.optim
         featurizer = build_featurizer(self.export, row.modalities, pretrained=row.strategy != "scratch")
-        predictor = Predictor(featurizer, build_head(self.head_options, featurizer.width))
+        predictor = Predictor(featurizer, build_head(self.head_options, featurizer.width, self.recipe.targets))
         predictor.head.fit(self.data.targets["train"])
         predictor.to(self.accelerator.device)
         groups: list[dict[str, object]] = [{"params": list(predictor.head.parameters()), "lr": optim.lr}]
@@ -187,21 +191,25 @@ class Comparison:
         features = {part: rows.cpu().numpy() for part, rows in self.data.vectors(featurizer, row.modalities).items()}
         regression = self.task == "regression"
         estimator = RidgeCV(np.logspace(-3, 5, 33)) if regression else LogisticRegressionCV(max_iter=2000)
-        model = make_pipeline(StandardScaler(), estimator)
-        model.fit(features["train"], self.data.targets["train"].numpy())
+        models = []
+        for values in self.data.targets["train"].numpy().T:
+            known = ~np.isnan(values)
+            models.append(
+                make_pipeline(StandardScaler(), clone(estimator)).fit(features["train"][known], values[known])
+            )
 
         def outcome(part: str) -> tuple[Tensor, Tensor]:
             x = features[part]
-            predictions = model.predict(x) if regression else model.predict_proba(x)[:, 1]
-            return torch.from_numpy(np.asarray(predictions)).float(), self.data.targets[part]
+            columns = [model.predict(x) if regression else model.predict_proba(x)[:, 1] for model in models]
+            return torch.from_numpy(np.stack(columns, axis=1)).float(), self.data.targets[part]
 
         return evaluate(self.task, *outcome("val")), outcome("test")
 
     def _mean(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        mean = self.data.targets["train"].mean()
+        mean = self.data.targets["train"].nanmean(dim=0)
 
         def outcome(part: str) -> tuple[Tensor, Tensor]:
-            return mean.expand(len(self.data.targets[part])).clone(), self.data.targets[part]
+            return mean.expand_as(self.data.targets[part]).clone(), self.data.targets[part]
 
         return evaluate(self.task, *outcome("val")), outcome("test")
 
@@ -217,19 +225,20 @@ class Comparison:
         folder = self.out / REPORT
         folder.mkdir(parents=True, exist_ok=True)
         table = [result.summary() for result in results]
-        write_json(folder / "table.json", {"target": self.recipe.target, "rows": table})
+        write_json(folder / "table.json", {"target": "+".join(self.recipe.targets), "rows": table})
         write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
         for result in results:
             if result.row == self.best_row and self.task == "regression":
                 label = f"{result.row.strategy}, {'+'.join(result.row.modalities)}, test"
-                parity_plot(folder, self.recipe.target, label, result.targets, result.predictions)
+                for i, name in enumerate(self.recipe.targets):
+                    parity_plot(folder, name, label, result.targets[:, i], result.predictions[:, i])
 
     def _register(self, tracker: Tracker) -> None:
         assert self._best is not None
         score, predictor, row, metrics = self._best
         recipe = self.recipe
         info = PredictorInfo(
-            target=recipe.target,
+            targets=recipe.targets,
             task=self.task,
             modalities=row.modalities,
             head=self.head_options.model_dump(mode="json"),
@@ -250,7 +259,7 @@ class Comparison:
                 "data": self.dataset.manifest.name,
                 "data_sha256": self.dataset.sha256,
                 "split": recipe.split,
-                "metric": f"validation {metric} of {recipe.target}",
+                "metric": f"validation {metric} of {'+'.join(recipe.targets)}",
             },
         )
         if uri:
@@ -276,5 +285,5 @@ class CachedHead(nn.Module):
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the head's raw outputs (B,)."""
+        """Return the head's raw outputs (B, ...)."""
         return self.head(features)

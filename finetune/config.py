@@ -62,8 +62,8 @@ class FinetuneRecipe(Strict):
         Companion shards that add modalities to ``data``, as in a pretraining recipe.
     split : str
         The parts ``train`` (fitted on), ``val`` (chosen by) and ``test`` (reported, once).
-    target : str
-        A label, with its unit in the name.
+    target : str or tuple of str
+        A label, with its unit in the name; or several, which one network predicts together.
     seeds : tuple of int
         Every trained row is repeated with each.
     """
@@ -73,7 +73,7 @@ class FinetuneRecipe(Strict):
     data: Place
     overlays: tuple[Place, ...] = ()
     split: str = "chemical_system"
-    target: str
+    target: str | tuple[str, ...]
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: tuple[RowConfig, ...] = Field(min_length=1)
     head: dict[str, Any] = {"kind": "regression"}
@@ -88,6 +88,11 @@ class FinetuneRecipe(Strict):
         if any(not row.modalities and row.strategy != "mean" for row in self.rows):
             raise ValueError("a row that is fitted needs at least one modality")
         return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets, one or several."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     def head_options(self) -> Options:
         """Return the typed options of the head."""

@@ -1,8 +1,9 @@
-"""Labelled batches of one target: streamed through encoders, or cached as the vectors of frozen ones."""
+"""Labelled batches: streamed through encoders, or cached as the vectors of frozen ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import nan
 
 import numpy as np
 import torch
@@ -23,14 +24,16 @@ PARTS = ("train", "val", "test")
 
 
 class TargetData:
-    """The samples of a data set that have the target, by part of a split.
+    """The samples of a data set of which any target is known, by part of a split.
 
     Parameters
     ----------
     dataset : Dataset
         With the modalities that any predictor will look at.
-    split, target : str
-        Which division, which label.
+    split : str
+        Which division.
+    targets : tuple of str
+        Which labels.
     batch_size : int
         Global batch size.
     accelerator : Accelerator
@@ -43,30 +46,32 @@ class TargetData:
         self,
         dataset: Dataset,
         split: str,
-        target: str,
+        targets: tuple[str, ...],
         batch_size: int,
         accelerator: Accelerator,
         *,
         as_evaluated: Augmenter,
     ) -> None:
-        self.dataset, self.target, self.batch_size, self.accelerator = dataset, target, batch_size, accelerator
+        self.dataset, self.names, self.batch_size, self.accelerator = dataset, targets, batch_size, accelerator
         self.as_evaluated = as_evaluated
-        if target not in dataset.manifest.labels:
-            raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
+        for target in targets:
+            if target not in dataset.manifest.labels:
+                raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
         self.positions: dict[str, np.ndarray] = {}
         self.targets: dict[str, Tensor] = {}
         bare = dataset.select([])
         for part in PARTS:
-            labels = {int(i): bare[int(i)].labels.get(target) for i in dataset.positions(split, part)}
-            known = {i: value for i, value in labels.items() if value is not None}
-            if len(known) < 2:
-                raise DataError(
-                    f"part '{part}' has {len(known)} samples with the label '{target}', at least 2 are needed",
-                    where=dataset.location,
-                    do="choose another split or target",
-                )
-            self.positions[part] = np.array(list(known))
-            self.targets[part] = torch.tensor(list(known.values()), dtype=torch.float32)
+            labels = {int(i): bare[int(i)].labels for i in dataset.positions(split, part)}
+            known = {i: [of.get(name, nan) for name in targets] for i, of in labels.items() if of.keys() & set(targets)}
+            self.positions[part] = np.array(list(known), dtype=np.int64)
+            self.targets[part] = torch.tensor(list(known.values()), dtype=torch.float32).reshape(-1, len(targets))
+            for name, count in zip(targets, (~self.targets[part].isnan()).sum(0).tolist(), strict=True):
+                if count < 2:
+                    raise DataError(
+                        f"part '{part}' has {count} samples with the label '{name}', at least 2 are needed",
+                        where=dataset.location,
+                        do="choose another split or target",
+                    )
         self._vectors: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
     def streamed(self, modalities: Iterable[str], part: str, seed: int) -> Batches:
@@ -76,7 +81,7 @@ class TargetData:
         def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
             for batch in stream.epoch(epoch):
                 moved = batch.to(self.accelerator.device)
-                yield moved, moved.labels[:, 0]
+                yield moved, moved.labels
 
         return batches
 
@@ -119,7 +124,7 @@ class TargetData:
             world=self.accelerator.num_processes if sharded else 1,
             order=Shuffled() if shuffle else Sequential(),
             augmenter=self.as_evaluated,
-            label_names=(self.target,),
+            label_names=self.names,
         )
 
 

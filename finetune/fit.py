@@ -85,15 +85,15 @@ def fit(
 
 @torch.no_grad()
 def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """Return predictions and targets (N,) of all ranks, on the CPU."""
+    """Return predicted values and targets (N, T) of all ranks, on the CPU; of an unknown target NaN."""
     model.eval()
-    pairs = [(head.predict(model(inputs)), targets) for inputs, targets in batches(0)]
+    pairs = [(head.predict(model(inputs)).value, targets) for inputs, targets in batches(0)]
     predictions, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-    # ranks may hold different numbers of rows; a target of NaN marks the padding
+    # ranks may hold different numbers of rows; a row of which no target is known, padding too, counts for nothing
     both = torch.stack([predictions, targets], dim=1)
     both = accelerator.pad_across_processes(both, dim=0, pad_index=float("nan"))
     both = accelerator.gather(both).cpu()
-    both = both[~both[:, 1].isnan()]
+    both = both[~both[:, 1].isnan().all(dim=1)]
     # after the gathering, so that all ranks decide alike
     if not both[:, 0].isfinite().all():
         raise DataError("the predictor diverged: it predicts NaN or infinity", do="lower the learning rates of [optim]")

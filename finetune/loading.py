@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.prediction import Prediction
 from finetune.predictor import PREDICTOR, Predictor, PredictorInfo, read_predictor
 from finetune.registry import resolve
 from pretrain.data import as_evaluated
@@ -130,16 +131,22 @@ class PropertyModel:
 
         Returns
         -------
-        float, or ndarray (N,)
+        float, or ndarray (N,); (N, T) where there are several targets
         """
         single = not isinstance(materials, SEVERAL)
         samples = [to_known_sample(m, self.specs) for m in ([materials] if single else materials)]
+        values = self.estimate(samples).value.numpy()
+        values = values[:, 0] if len(self.info.targets) == 1 else values
+        return values[0] if single else values
+
+    def estimate(self, samples: Sequence[Sample], *, batch_size: int = 64) -> Prediction:
+        """Predict for N samples; see `Prediction` for what comes with the values."""
         for sample in samples:
             if not sample.modalities & set(self.specs):
                 raise DataError(f"the material has none of the modalities {sorted(self.specs)}", where=sample.id)
         seen = [self.as_evaluated(sample) for sample in samples]
-        values = self.predictor.predict(collate(seen, self.specs)).numpy()
-        return float(values[0]) if single else values
+        parts = [seen[i : i + batch_size] for i in range(0, len(seen), batch_size)]
+        return Prediction.join([self.predictor.predict(collate(part, self.specs)) for part in parts])
 
 
 def load(uri: str) -> Foundation | PropertyModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy, binary_auroc
 from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
@@ -11,7 +13,16 @@ LOWER_IS_BETTER = {"mae", "rmse"}
 
 
 def evaluate(task: str, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-    """Measure predictions against known targets.
+    """Measure predictions (N, T) against targets (N, T), NaN where unknown; the mean over T of each metric."""
+    columns = []
+    for predicted, target in zip(predictions.T, targets.T, strict=True):
+        known = ~target.isnan()
+        columns.append(evaluate_one(task, predicted[known], target[known]))
+    return {name: fmean(column[name] for column in columns) for name in columns[0]}
+
+
+def evaluate_one(task: str, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+    """Measure predictions of one target.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from finetune.heads.base import HEADS, Head
+from finetune.prediction import Prediction
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
@@ -70,12 +71,12 @@ class Predictor(nn.Module):
         self.featurizer, self.head = featurizer, head
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the head's raw outputs (B,)."""
+        """Return the head's raw outputs (B, ...)."""
         return self.head(self.featurizer(batch))
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Tensor:
-        """Return predictions (B,) in the target's unit."""
+    def predict(self, batch: Batch) -> Prediction:
+        """Return predictions for B rows in the targets' units."""
         return self.head.predict(self(batch))
 
 
@@ -85,8 +86,10 @@ class PredictorInfo:
 
     Attributes
     ----------
-    target, task : str
-        Label name (with unit), and ``regression`` or ``classification``.
+    targets : tuple of str
+        Label names (with units).
+    task : str
+        See `finetune.heads.base.Head`.
     modalities : tuple of str
         What it looks at.
     head : dict
@@ -99,7 +102,7 @@ class PredictorInfo:
         Validation metrics of the registered seed.
     """
 
-    target: str
+    targets: tuple[str, ...]
     task: str
     modalities: tuple[str, ...]
     head: dict[str, Any]
@@ -131,7 +134,7 @@ def write_predictor(folder: Path, predictor: Predictor, export: Export, info: Pr
         specs = {name: spec.model_dump(mode="json") for name, spec in export.specs.items()}
         write_json(stage / SCHEMA, specs)
         write_json(stage / FITTED, {name: values for name, values in export.fitted.items() if name in kept})
-        write_json(stage / PREDICTOR, {**vars(info), "modalities": list(info.modalities)})
+        write_json(stage / PREDICTOR, vars(info))
         (stage / CARD).write_text(_card(info))
 
 
@@ -140,7 +143,9 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
     verify(folder, error=CheckpointError)
     try:
         tables = {name: json.loads((folder / name).read_text()) for name in (RECIPE, SCHEMA, FITTED, PREDICTOR)}
-        info = PredictorInfo(**{**tables[PREDICTOR], "modalities": tuple(tables[PREDICTOR]["modalities"])})
+        stored = tables[PREDICTOR]
+        stored.update({name: tuple(stored[name]) for name in ("targets", "modalities")})
+        info = PredictorInfo(**stored)
         specs = {name: ModalitySpec.model_validate(spec) for name, spec in tables[SCHEMA].items()}
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -148,7 +153,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
     recipe = parse_recipe(tables[RECIPE], where=str(folder / RECIPE))
     export = Export(recipe=recipe, specs=specs, fitted=with_weights(tables[FITTED]), metrics={}, weights={})
     featurizer = build_featurizer(export, info.modalities, pretrained=False)
-    predictor = Predictor(featurizer, build_head(HEADS.options(info.head), featurizer.width))
+    predictor = Predictor(featurizer, build_head(HEADS.options(info.head), featurizer.width, info.targets))
     try:
         predictor.load_state_dict(weights)
     except RuntimeError as error:
@@ -156,14 +161,15 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
     return predictor.eval(), info, export
 
 
-def build_head(options: Options, width: int) -> Head:
+def build_head(options: Options, width: int, targets: tuple[str, ...]) -> Head:
     """Return a new head over ``width`` features."""
-    return HEADS.get(options.kind)(options, width)
+    return HEADS.get(options.kind)(options, width, targets)
 
 
 def _card(info: PredictorInfo) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items()))
+    targets = ", ".join(f"`{name}`" for name in info.targets)
     return (
-        f"# {info.target}\n\nPredicts `{info.target}` from {', '.join(info.modalities)} ({info.strategy}), on top of "
-        f"`{info.foundation}` (seal {info.foundation_seal}).\n\n| metric | value |\n|---|---|\n{metrics}\n"
+        f"# {', '.join(info.targets)}\n\nPredicts {targets} from {', '.join(info.modalities)} ({info.strategy}), "
+        f"on top of `{info.foundation}` (seal {info.foundation_seal}).\n\n| metric | value |\n|---|---|\n{metrics}\n"
     )

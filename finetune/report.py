@@ -14,6 +14,8 @@ from pretrain.plots import Row, plot, write_csv
 
 def parity_plot(folder: Path, target: str, label: str, targets: np.ndarray, predictions: np.ndarray) -> None:
     """Plot predictions against targets: ``parity_<target>.png`` and ``.csv``."""
+    known = ~np.isnan(targets)
+    targets, predictions = targets[known], predictions[known]
     rows = [{"target": float(t), "prediction": float(p)} for t, p in zip(targets, predictions, strict=True)]
     write_csv(folder / f"parity_{target}.csv", rows)
     low, high = float(min(targets.min(), predictions.min())), float(max(targets.max(), predictions.max()))

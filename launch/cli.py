@@ -10,8 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from launch.evaluate_cli import evaluate
 from launch.guard import guarded
+from launch.options import Config, DryRun, Json, Out, Set, show
+from launch.search_cli import search
 from launch.shards_cli import shards_app
+from launch.use_cli import embed, predict
 
 app = typer.Typer(
     name="matloom",
@@ -35,17 +39,6 @@ class ResumeCommand(TyperCommand):
             for word, following in zip(args, [*args[1:], ""], strict=True)
         ]
         return super().parse_args(ctx, words)
-
-
-Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command.")]
-Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
-Structures = Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")]
-Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
-DATA = "embedded:dft_crystals"
 
 
 @app.command()
@@ -141,96 +134,8 @@ def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = 
     raise typer.Exit(run(command))
 
 
-@app.command()
-def predict(
-    uri: Uri,
-    structures: Structures,
-    as_json: Json = False,
-) -> None:
-    """Predict a property of crystal structures."""
-    from finetune.loading import PropertyModel, load
-    from finetune.units import describe
-    from shards.errors import ConfigError
-
-    model = load(uri)
-    if not isinstance(model, PropertyModel):
-        raise ConfigError(
-            f"'{uri}' is a pretrained model without a head", do="matloom finetune, then predict with its result"
-        )
-    name, unit = describe(model.info.target)
-    rows = [{"file": str(path), "property": name, "value": model.predict(path), "unit": unit} for path in structures]
-    _show(rows, as_json, lambda row: f"{row['file']}: {row['property']} = {row['value']:.4f} {row['unit']}".rstrip())
-
-
-@app.command()
-def embed(
-    uri: Uri,
-    structures: Structures,
-    out: Annotated[Path, typer.Option(help="Result, .npy with one row a file.")] = Path("embeddings.npy"),
-) -> None:
-    """Write the unit embedding vectors of crystal structures."""
-    import numpy as np
-
-    from finetune.loading import load_foundation
-    from shards.errors import ConfigError
-
-    vectors = load_foundation(uri).embed(list(structures))
-    try:
-        with out.open("wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-    except OSError as error:
-        raise ConfigError("the result cannot be written", where=out, why=error.strerror) from None
-    typer.echo(f"{out}: {vectors.shape[0]} x {vectors.shape[1]}")
-
-
-@app.command()
-def search(
-    uri: Uri,
-    query: Annotated[Path, typer.Argument(help="A structure file, or a CSV of a density of states.")],
-    data: Data = DATA,
-    among: Annotated[str, typer.Option(help="Modality of the candidates.")] = "crystal",
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
-    as_json: Json = False,
-) -> None:
-    """Find the materials of a data set that are nearest to a CIF or to a DOS."""
-    from finetune.loading import load_foundation
-    from finetune.search import search as run_search
-
-    hits = run_search(load_foundation(uri), query, data=data, among=among, k=k)
-    rows = [{"id": h.id, "similarity": h.similarity, **h.tags, "labels": h.labels} for h in hits]
-
-    def line(row: dict[str, Any]) -> str:
-        gap = row["labels"].get("band_gap_ev")
-        shown = "" if gap is None else f"  gap {gap:.2f} eV"
-        return f"{row['similarity']:.3f}  {row['id']:24} {row.get('formula', ''):10} {row.get('prototype', '')}{shown}"
-
-    _show(rows, as_json, line)
-
-
-@app.command()
-def evaluate(
-    uri: Uri,
-    data: Data = DATA,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "chemical_system",
-    part: Annotated[str, typer.Option(help="Part of the split.")] = "test",
-    as_json: Json = False,
-) -> None:
-    """Measure cross-modal retrieval on held-out materials, for every ordered pair of modalities."""
-    from finetune.evaluate import retrieval_table
-    from finetune.loading import load_foundation
-    from shards.locate import locate
-    from shards.reader import Dataset
-
-    rows = retrieval_table(load_foundation(uri), Dataset(locate(data)), split=split, part=part)
-    _show(
-        rows,
-        as_json,
-        lambda r: (
-            f"{r['query']:>15} -> {r['target']:15} n {r['n']:4}  recall@1 {r['recall_at_1']:.2f} "
-            f"(chance {r['chance_at_1']:.3f})  @5 {r['recall_at_5']:.2f}  @10 {r['recall_at_10']:.2f}  "
-            f"median rank {r['median_rank']:.0f}"
-        ),
-    )
+for command in (predict, embed, search, evaluate):
+    app.command()(command)
 
 
 @app.command()
@@ -241,7 +146,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     marks = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}
-    _show(
+    show(
         plain(findings),
         as_json,
         lambda r: f"{marks[r['status']]}  {r['name']:20} {r['value']}" + (f"  -> {r['do']}" if r["do"] else ""),
@@ -250,7 +155,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 @config_app.command("show")
-def config_show(config: Config, set_: Set = []) -> None:  # noqa: B006
+def configshow(config: Config, set_: Set = []) -> None:  # noqa: B006
     """Print a recipe with every default written out."""
     from pretrain.config import load_recipe
 
@@ -282,14 +187,6 @@ def config_schema() -> None:
         "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
     }
     typer.echo(json.dumps(tables, indent=1))
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, line: Any) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        typer.echo(line(row))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The head contract: features in, predictions in the target's unit out."""
+"""The head contract: features in, predictions in the targets' units out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from finetune.prediction import Prediction
 from shards.plugins import Options, Registry
 
 
 class Head(nn.Module):
     """Base of the head plug-ins.
 
-    ``forward`` maps features (B, F) to raw outputs, ``compare`` takes the loss of raw outputs against
-    known targets, and ``predict`` turns raw outputs into what a user wants. What depends on the training targets is
-    fitted by ``fit`` and kept in buffers, so that it travels with the weights.
+    ``forward`` maps features (B, F) to raw outputs, whose first axis is B, `loss` compares raw outputs with targets
+    (B, T), of which any may be unknown (NaN), and ``predict`` turns raw outputs into what a user wants. What depends
+    on the training data is fitted by ``fit`` and kept in buffers, so that it travels with the weights.
 
     Parameters
     ----------
@@ -22,29 +23,40 @@ class Head(nn.Module):
         The head's own ``Config``.
     width : int
         Number of features F.
+    targets : tuple of str
+        Names of the T targets, with their units.
+
+    Attributes
+    ----------
+    task : str
+        ``regression``, ``classification`` (values are probabilities of class 1, a target a column) or ``multiclass``
+        (one target, whose values are class numbers 0 .. C - 1).
     """
 
     Config: ClassVar[type[Options]] = Options
     task: ClassVar[str]
 
-    def __init__(self, config: Any, width: int) -> None:
+    def __init__(self, config: Any, width: int, targets: tuple[str, ...]) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.targets = config, targets
 
-    def fit(self, targets: Tensor) -> None:
-        """Learn scales from the TRAINING targets (N,)."""
+    def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
+        """Learn scales (and anchors) from the TRAINING targets (N, T) with NaN where unknown.
+
+        ``features`` (N, F) are those of the same rows where they do not change: under frozen encoders.
+        """
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over the rows whose target is not NaN; 0 with a graph where none is."""
+        """Return the mean loss over the known entries of ``targets`` (B, T); 0 with a graph where none is."""
         known = ~targets.isnan()
-        return self.compare(raw[known], targets[known]) if known.any() else raw.sum() * 0.0
+        return self.compare(raw, targets.nan_to_num(), known) if known.any() else raw.sum() * 0.0
 
-    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over rows that all have a target."""
+    def compare(self, raw: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+        """Return the mean loss over the entries where ``known`` (B, T) is True; there is at least one."""
         raise NotImplementedError
 
-    def predict(self, raw: Tensor) -> Tensor:
-        """Return predictions (B,)."""
+    def predict(self, raw: Tensor) -> Prediction:
+        """Return predictions for B rows."""
         raise NotImplementedError
 
 
@@ -56,13 +68,13 @@ class MlpOptions(Options):
     dropout: float = 0.1
 
 
-def mlp(width: int, config: MlpOptions) -> nn.Sequential:
-    """Return LayerNorm, ``layers`` hidden layers with GELU and dropout, and one output."""
+def mlp(width: int, config: MlpOptions, outputs: int = 1) -> nn.Sequential:
+    """Return LayerNorm, ``layers`` hidden layers with GELU and dropout, and ``outputs`` outputs."""
     modules: list[nn.Module] = [nn.LayerNorm(width)]
     for _ in range(config.layers):
         modules += [nn.Linear(width, config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
         width = config.hidden
-    return nn.Sequential(*modules, nn.Linear(width, 1))
+    return nn.Sequential(*modules, nn.Linear(width, outputs))
 
 
 HEADS: Registry[type[Head]] = Registry(

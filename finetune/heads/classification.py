@@ -1,4 +1,4 @@
-"""Binary classification."""
+"""Binary classification of one label or several."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.heads.base import HEADS, Head, MlpOptions, mlp
+from finetune.prediction import Prediction
 
 
 @HEADS.register("classification")
 class ClassificationHead(Head):
-    """An MLP with one logit; targets are 0 or 1."""
+    """An MLP with a logit for every target; targets are 0 or 1."""
 
     class Config(MlpOptions):
         """Options of `ClassificationHead`."""
@@ -21,18 +22,18 @@ class ClassificationHead(Head):
 
     task = "classification"
 
-    def __init__(self, config: Config, width: int) -> None:
-        super().__init__(config, width)
-        self.layers = mlp(width, config)
+    def __init__(self, config: Config, width: int, targets: tuple[str, ...]) -> None:
+        super().__init__(config, width, targets)
+        self.layers = mlp(width, config, len(targets))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logit (B,)."""
-        return self.layers(features).squeeze(1)
+        """Return the logits (B, T)."""
+        return self.layers(features)
 
-    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
+    def compare(self, raw: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         """Return the cross entropy."""
-        return F.binary_cross_entropy_with_logits(raw, targets)
+        return F.binary_cross_entropy_with_logits(raw[known], targets[known])
 
-    def predict(self, raw: Tensor) -> Tensor:
-        """Return the probability of class 1."""
-        return raw.sigmoid()
+    def predict(self, raw: Tensor) -> Prediction:
+        """Return the probabilities of class 1."""
+        return Prediction(raw.sigmoid())

@@ -1,50 +1,47 @@
-"""Regression of one number."""
+"""Regression of one number or several, of which any may be unknown."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.heads.base import HEADS, Head, MlpOptions, mlp
+from finetune.heads.scaling import Standardiser
+from finetune.prediction import Prediction
 
 
 @HEADS.register("regression")
 class RegressionHead(Head):
-    """An MLP on the standardised target."""
+    """An MLP on the standardised targets; several targets share its hidden layers."""
 
     class Config(MlpOptions):
-        """Options of `RegressionHead`; ``loss`` is taken of the standardised target."""
+        """Options of `RegressionHead`; ``loss`` is taken of the standardised targets."""
 
         kind: Literal["regression"] = "regression"
         loss: Literal["mse", "l1", "huber"] = "huber"
 
     task = "regression"
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, config: Config, width: int) -> None:
-        super().__init__(config, width)
-        self.layers = mlp(width, config)
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("std", torch.ones(1))
+    def __init__(self, config: Config, width: int, targets: tuple[str, ...]) -> None:
+        super().__init__(config, width, targets)
+        self.layers = mlp(width, config, len(targets))
+        self.scale = Standardiser(len(targets))
 
-    def fit(self, targets: Tensor) -> None:
-        """Standardise by the mean and standard deviation of the training targets."""
-        self.mean.fill_(targets.mean())
-        self.std.fill_(targets.std().clamp(min=1e-8))
+    def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
+        """Standardise by the mean and standard deviation of the known training targets."""
+        self.scale.fit(targets)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the standardised prediction (B,)."""
-        return self.layers(features).squeeze(1)
+        """Return the standardised predictions (B, T)."""
+        return self.layers(features)
 
-    def compare(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Return the configured loss of the standardised target."""
+    def compare(self, raw: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+        """Return the configured loss of the standardised targets."""
         function = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.config.loss]
-        return function(raw, (targets - self.mean) / self.std)
+        return function(raw[known], self.scale(targets)[known])
 
-    def predict(self, raw: Tensor) -> Tensor:
-        """Return the prediction in the target's unit."""
-        return raw * self.std + self.mean
+    def predict(self, raw: Tensor) -> Prediction:
+        """Return the predictions in the targets' units."""
+        return Prediction(self.scale.inverse(raw))

@@ -44,7 +44,7 @@ def test_every_row_is_fitted_and_the_best_by_validation_is_registered(
     from finetune.loading import PropertyModel, load
 
     model = load("models:/toy-gap@champion")
-    assert isinstance(model, PropertyModel) and model.info.target == "gap_ev"
+    assert isinstance(model, PropertyModel) and model.info.targets == ("gap_ev",)
     assert len(model.info.foundation_seal) == 64
 
 
@@ -53,7 +53,7 @@ def test_the_mean_row_knows_the_training_part_only(export_folder: Path, toy_fold
         recipe(export_folder, toy_folder, rows=[RowConfig(strategy="mean", modalities=())]), tmp_path, report=print
     )
     (result,) = comparison.run()
-    assert result.predictions == pytest.approx(comparison.data.targets["train"].mean().item())
+    assert result.predictions[:, 0] == pytest.approx(comparison.data.targets["train"].mean().item())
     used = {part: set(positions.tolist()) for part, positions in comparison.data.positions.items()}
     assert not used["train"] & used["test"] and not used["train"] & used["val"] and not used["val"] & used["test"]
 

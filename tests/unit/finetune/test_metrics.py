@@ -8,14 +8,16 @@ from finetune.units import describe
 
 
 def test_regression_by_hand() -> None:
-    values = evaluate("regression", torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1.0, 4.0, 4.0]))
+    values = evaluate("regression", torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([[1.0], [4.0], [4.0]]))
     assert values["mae"] == pytest.approx(1.0)
     assert values["rmse"] == pytest.approx((5 / 3) ** 0.5)
     assert values["r2"] == pytest.approx(1 - 5 / 6)
 
 
 def test_classification_by_hand() -> None:
-    values = evaluate("classification", torch.tensor([0.9, 0.6, 0.4, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    values = evaluate(
+        "classification", torch.tensor([[0.9], [0.6], [0.4], [0.1]]), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    )
     assert values == {"accuracy": pytest.approx(0.5), "auroc": pytest.approx(0.75)}
 
 

@@ -18,7 +18,7 @@ from shards.reader import Dataset
 
 OPTIONS = {"kind": "regression", "hidden": 8}
 INFO = PredictorInfo(
-    target="gap_ev",
+    targets=("gap_ev",),
     task="regression",
     modalities=("a", "b"),
     head=OPTIONS,
@@ -33,7 +33,7 @@ INFO = PredictorInfo(
 def predictor(export_folder: Path) -> Predictor:
     torch.manual_seed(0)
     featurizer = build_featurizer(read_export(export_folder), INFO.modalities, pretrained=True)
-    predictor = Predictor(featurizer, build_head(HEADS.options(OPTIONS), featurizer.width))
+    predictor = Predictor(featurizer, build_head(HEADS.options(OPTIONS), featurizer.width, INFO.targets))
     torch.nn.init.normal_(predictor.featurizer.missing["b"])
     return predictor.eval()
 
@@ -45,7 +45,7 @@ def test_a_stored_predictor_predicts_the_same(
     model = load(str(tmp_path / "p"))
     assert isinstance(model, PropertyModel) and model.info == replace(INFO, head=model.info.head)
     samples = list(toy)[:20]
-    expected = predictor.predict(collate(samples, model.specs)).numpy()
+    expected = predictor.predict(collate(samples, model.specs)).value[:, 0].numpy()
     np.testing.assert_array_equal(model.predict(samples), expected)
     assert model.predict(samples[0]) == pytest.approx(expected[0], abs=1e-6)
 
@@ -71,12 +71,12 @@ def test_missing_modalities_get_the_learned_vector_and_influence_no_other_row(
     samples = [s for s in toy if "a" in s.modalities]
     lacking = [i for i, s in enumerate(samples) if "b" not in s.modalities]
     assert 0 < len(lacking) < len(samples)
-    together = predictor.predict(collate(samples, specs))
-    alone = torch.cat([predictor.predict(collate([sample], specs)) for sample in samples])
+    together = predictor.predict(collate(samples, specs)).value[:, 0]
+    alone = torch.cat([predictor.predict(collate([sample], specs)).value[:, 0] for sample in samples])
     assert torch.allclose(together, alone, atol=1e-5)
     with torch.no_grad():
         predictor.featurizer.missing["b"] += 1.0
-    moved = (predictor.predict(collate(samples, specs)) - together).abs() > 1e-6
+    moved = (predictor.predict(collate(samples, specs)).value[:, 0] - together).abs() > 1e-6
     assert moved.nonzero().squeeze(1).tolist() == lacking
 
 

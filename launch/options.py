@@ -1,0 +1,28 @@
+"""Options and output that several commands of the command line share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command.")]
+Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
+Structures = Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")]
+Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
+DATA = "embedded:dft_crystals"
+
+
+def show(rows: list[dict[str, Any]], as_json: bool, line: Any) -> None:
+    """Print rows, as JSON or a line each."""
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(line(row))
