@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ def shards_build(
     feature: Annotated[
         list[str], typer.Option(help="Feature step of a modality (with KIND:PATH); several may be given.")
     ] = [],  # noqa: B006  typer copies it
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Take the feature steps of a model, to use it on the data (with KIND:PATH)."),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")] = [],  # noqa: B006
     workers: Annotated[int, typer.Option(min=0, help="Local processes; 0 = one a core.")] = 0,
     scheduler: Annotated[
@@ -29,10 +33,14 @@ def shards_build(
 ) -> None:
     """Build a data set. The same command goes on with a build that was killed."""
     from shards.build_recipe import load_build_recipe, short_recipe
+    from shards.errors import ConfigError
 
     path = Path(source)
     from_file = path.suffix in {".toml", ".json"} and path.is_file()
-    recipe = load_build_recipe(path, set_) if from_file else short_recipe(source, feature, set_)
+    if from_file and like is not None:
+        raise ConfigError("a build recipe names its feature steps itself", where="--like", do="give KIND:PATH")
+    tables = _features_of(like) if like is not None else None
+    recipe = load_build_recipe(path, set_) if from_file else short_recipe(source, feature, set_, like=tables)
     if dry_run:
         records = sum(1 for _ in recipe.opened().items())
         typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "records": records}, indent=1))
@@ -68,6 +76,15 @@ def shards_build(
         typer.echo(f"join: {count} {side.replace('_', ' ')}")
     for row in grouped_reasons(manifest.quarantined)[:10]:
         typer.echo(f"quarantined {row['count']}: {row['reason']} (first: {row['example']})")
+
+
+def _features_of(uri: str) -> dict[str, dict[str, Any]]:
+    """Return the feature tables of a model's modalities."""
+    from finetune.loading import Foundation, load
+
+    model = load(uri)
+    specs = model.model.specs if isinstance(model, Foundation) else model.specs
+    return {name: dict(spec.feature) for name, spec in specs.items()}
 
 
 def _unmatched(recipe: BuildRecipe) -> dict[str, int] | None:

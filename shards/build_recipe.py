@@ -5,7 +5,7 @@ One TOML, or the short form ``KIND:PATH`` with feature steps named on the comman
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,10 @@ def load_build_recipe(path: Path, overrides: Iterable[str] = ()) -> BuildRecipe:
     return recipe
 
 
-def short_recipe(text: str, steps: Iterable[str], overrides: Iterable[str] = ()) -> BuildRecipe:
-    """Return the recipe of ``KIND:PATH`` with default feature steps.
+def short_recipe(
+    text: str, steps: Iterable[str], overrides: Iterable[str] = (), *, like: Mapping[str, dict[str, Any]] | None = None
+) -> BuildRecipe:
+    """Return the recipe of ``KIND:PATH`` with default feature steps, or with those of a model.
 
     Parameters
     ----------
@@ -84,6 +86,8 @@ def short_recipe(text: str, steps: Iterable[str], overrides: Iterable[str] = ())
         Names of feature steps; each makes the modality of its own name.
     overrides : iterable of str
         ``a.b=c`` assignments to the recipe.
+    like : mapping of str to dict, optional
+        Feature tables of a model's modalities; ``steps`` are then the names of some of these.
     """
     kind, colon, place = text.partition(":")
     if not colon or kind not in SOURCES.kinds():
@@ -94,16 +98,20 @@ def short_recipe(text: str, steps: Iterable[str], overrides: Iterable[str] = ())
         )
     named = list(steps)
     for step in named:
-        FEATURES.get(step)
-    if kind == "embedded" and not named:
+        if like is None:
+            FEATURES.get(step)
+        elif step not in like:
+            raise ConfigError(f"the model has no modality '{step}'", why=suggest(step, like))
+    if kind == "embedded" and not named and like is None:
         tables = embedded_recipe(place).model_dump(mode="json", exclude_unset=True)
         return parse(BuildRecipe, apply_overrides(tables, overrides), where=text)
     if not named:
-        raise ConfigError("no modality is asked for", do=f"--feature NAME, one of {', '.join(FEATURES.kinds())}")
+        known = FEATURES.kinds() if like is None else like
+        raise ConfigError("no modality is asked for", do=f"--feature NAME, one of {', '.join(known)}")
     tables = {
         "name": Path(place).name.split(".")[0] or kind,
         "source": {"kind": kind, "name" if kind == "embedded" else "path": place},
-        "modalities": {step: {"step": step} for step in named},
+        "modalities": {step: {"step": step} if like is None else like[step] for step in named},
     }
     recipe = parse(BuildRecipe, apply_overrides(tables, overrides), where=text)
     recipe.features()

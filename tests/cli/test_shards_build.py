@@ -9,8 +9,14 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
+from finetune.data import check_schema
 from launch.cli import app
+from pretrain.config import parse_recipe
+from pretrain.export import write_export
+from pretrain.model import MultimodalModel
+from pretrain.parts import fit_encoders
 from shards.errors import ConfigError, DataError
+from shards.reader import Dataset
 
 RECIPE = """
 name = "salts"
@@ -78,3 +84,31 @@ def test_what_cannot_be_built_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         run(source, tmp_path / "set", *options)
+
+
+def test_the_feature_steps_of_a_model(recipe: Path, tmp_path: Path) -> None:
+    """What is built like a model's data, the model reads; what is built with other steps, it refuses."""
+    changed = ("--set", "modalities.crystal.cutoff_a=3.5", "--set", 'modalities.xrd={step="xrd"}')
+    run(recipe, tmp_path / "set", "--workers", 1, *changed)
+    dataset = Dataset(tmp_path / "set")
+    encoders = {
+        "crystal": {"kind": "composition", "dim": 8},
+        "xrd": {"kind": "spectrum_transformer", "dim": 8, "depth": 0, "summary": False},
+    }
+    names = {name: {"encoder": encoder} for name, encoder in encoders.items()}
+    tables = {"name": "m", "data": {"path": "set"}, "modalities": names, "projection": {"dim": 8}}
+    pretrained = parse_recipe({**tables, "objective": {"kind": "all_pairs"}}, where="test")
+    fitted = fit_encoders(pretrained, dataset.modalities, lambda name: [sample.value(name) for sample in dataset])
+    model = MultimodalModel(pretrained, dataset.modalities, fitted)
+    known = dict.fromkeys(("data_name", "data_sha256"), "")
+    write_export(tmp_path / "model", model, pretrained, fitted, step=1, data_contents=[], validation=[], **known)
+    source = (f"structures:{tmp_path}/cifs", tmp_path / "mine", "--workers", 1, "--feature", "crystal")
+    run(*source, "--like", tmp_path / "model")
+    check_schema(model.specs, Dataset(tmp_path / "mine"), ["crystal"])
+    run(*source[:1], tmp_path / "other", *source[2:])
+    with pytest.raises(DataError, match="cutoff_a"):
+        check_schema(model.specs, Dataset(tmp_path / "other"), ["crystal"])
+    with pytest.raises(ConfigError, match="the model has no modality 'dos'"):
+        run(*source[:-1], "dos", "--like", tmp_path / "model")
+    with pytest.raises(ConfigError, match="names its feature steps itself"):
+        run(recipe, tmp_path / "more", "--like", tmp_path / "model")
