@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.materials import Material, read_material, several, to_known_sample
+from finetune.predicted import Predicted, Predictions
 from finetune.prediction import Prediction
 from finetune.predictor import PREDICTOR, Predictor, PredictorInfo, read_predictor
 from finetune.registry import resolve
@@ -19,21 +22,54 @@ from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export
 from pretrain.model import MultimodalModel
 from shards.augment import Augmenter
-from shards.batch import collate, collate_modality
-from shards.chunks import to_sample
+from shards.batch import Batch, collate, collate_modality, move, placeholder
 from shards.errors import ConfigError, DataError, suggest
-from shards.features import feature
-from shards.formats.structure import read_structure
 from shards.schema import ModalitySpec, Sample
-from shards.sources.base import Record
-from shards.sources.structures import structure_record
+from shards.sealed import SEAL, sha256
 
-# a pymatgen Structure is a sequence too, of sites
-SEVERAL = (list, tuple)
+M = TypeVar("M", bound="Loaded")
 
 
 @dataclass(frozen=True)
-class Foundation:
+class Loaded:
+    """What `load` returns: a network and the sealed folder that it came from."""
+
+    @property
+    def folder(self) -> Path:
+        """The sealed folder."""
+        found = getattr(self, "source", None)
+        if found is None:
+            raise ConfigError("this model was not loaded from a sealed folder", do="write it, and load it again")
+        return found
+
+    @property
+    def seal(self) -> str:
+        """Identity of the model: the sha256 of its seal."""
+        return sha256(self.folder / SEAL)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write safetensors, config and model card into a sealed folder, as `finetune.hub.HubModel` does."""
+        from finetune.hub import HubModel
+
+        HubModel(str(self.folder)).save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub; options are those of ``huggingface_hub.ModelHubMixin.push_to_hub``."""
+        from finetune.hub import HubModel
+
+        return HubModel(str(self.folder)).push_to_hub(repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls: type[M], uri: str) -> M:
+        """Load a model of this class; see `load`."""
+        model = load(uri)
+        if not isinstance(model, cls):
+            raise ConfigError(f"'{uri}' is a {type(model).__name__}, no {cls.__name__}", do="finetune.load(uri)")
+        return model
+
+
+@dataclass(frozen=True)
+class Foundation(Loaded):
     """A pretrained model: embeds materials into the space that its modalities share.
 
     Attributes
@@ -42,10 +78,13 @@ class Foundation:
         Recipe, schema and metrics of the model.
     model : MultimodalModel
         The network, frozen.
+    source : Path, optional
+        Sealed folder that it came from.
     """
 
     export: Export
     model: MultimodalModel
+    source: Path | None = None
 
     @property
     def modalities(self) -> list[str]:
@@ -57,8 +96,8 @@ class Foundation:
 
         Parameters
         ----------
-        materials : Sample, Record, pymatgen Structure, path of a structure file, or a list of these
-            What to embed.
+        materials : object, or several
+            What to embed; see `finetune.materials`.
         modality : str, optional
             Default: the first modality of the model that the (first) material has.
         batch_size : int
@@ -75,23 +114,26 @@ class Foundation:
         DataError
             Where a material lacks the modality.
         """
-        single = not isinstance(materials, SEVERAL)
-        several = [materials] if single else list(materials)
+        found = several(materials)
+        given = [materials] if found is None else found
         if modality is None:
-            modality = self._first_modality(several[0]) if several else self.modalities[0]
+            modality = self._first_modality(given) if given else self.modalities[0]
         if modality not in self.model.specs:
             raise ConfigError(f"the model has no modality '{modality}'", why=suggest(modality, self.modalities))
         # no other feature step runs: it would cost time, and might refuse what this one can do
-        samples = [to_known_sample(m, {modality: self.model.specs[modality]}) for m in several]
+        spec = {modality: self.model.specs[modality]}
+        samples = [to_known_sample(m, spec, id=str(i)) for i, m in enumerate(given)]
         rows = [self._embed(samples[i : i + batch_size], modality) for i in range(0, len(samples), batch_size)]
         vectors = torch.cat(rows).numpy() if rows else np.zeros((0, self.export.recipe.projection.dim), np.float32)
-        return vectors[0] if single else vectors
+        return vectors[0] if found is None else vectors
 
-    def _first_modality(self, material: Any) -> str:
+    def _first_modality(self, given: list[Any]) -> str:
+        """Return the first modality that the first material has; what was read of the material takes its place."""
+        given[0] = read_material(given[0], self.model.specs)
         for name, spec in self.model.specs.items():
-            if name in to_known_sample(material, {name: spec}).modalities:
+            if name in to_known_sample(given[0], {name: spec}).modalities:
                 return name
-        raise DataError("the material has none of the model's modalities", why=f"those are {self.modalities}")
+        raise _nothing_known(given[0], self.modalities)
 
     @torch.no_grad()
     def _embed(self, samples: Sequence[Sample], modality: str) -> Tensor:
@@ -102,51 +144,98 @@ class Foundation:
             if value is None:
                 raise DataError(f"the material has no modality '{modality}'", where=sample.id)
             values.append(value)
-        inputs = collate_modality(spec, values)
-        return F.normalize(self.model.embed(modality, inputs).float(), dim=1)
+        inputs = move(collate_modality(spec, values), device_of(self.model))
+        return F.normalize(self.model.embed(modality, inputs).float(), dim=1).cpu()
 
 
 @dataclass(frozen=True)
-class PropertyModel:
-    """A fine-tuned model: predicts one property.
+class PropertyModel(Loaded):
+    """A fine-tuned model: predicts one property, or several.
 
     Attributes
     ----------
     info : PredictorInfo
-        Target with its unit, modalities, metrics.
+        Targets with their units, modalities, metrics.
+    source : Path, optional
+        Sealed folder that it came from.
     """
 
     info: PredictorInfo
     predictor: Predictor
     specs: Mapping[str, ModalitySpec]
     as_evaluated: Augmenter
+    source: Path | None = None
 
-    def predict(self, materials: Any) -> np.ndarray | float:
-        """Predict the target, in its unit, for one material or a list of them.
+    def predict(self, materials: Any, *, batch_size: int = 64) -> Predicted | dict[str, Predicted] | Predictions:
+        """Predict the targets, in their units, for one material or several.
 
         Parameters
         ----------
-        materials : Sample, Record, pymatgen Structure, path of a structure file, or a list of these
-            Each needs at least one of the model's modalities.
+        materials : object, or several
+            Each needs at least one of the model's modalities; see `finetune.materials`.
+        batch_size : int
+            Rows that are predicted together.
 
         Returns
         -------
-        float, or ndarray (N,); (N, T) where there are several targets
+        Predicted, or dict of str to Predicted
+            Of one material; a dict by target where there are several.
+        Predictions
+            Of several materials, in their order.
         """
-        single = not isinstance(materials, SEVERAL)
-        samples = [to_known_sample(m, self.specs) for m in ([materials] if single else materials)]
-        values = self.estimate(samples).value.numpy()
-        values = values[:, 0] if len(self.info.targets) == 1 else values
-        return values[0] if single else values
+        found = several(materials)
+        given = [materials] if found is None else found
+        samples = [to_known_sample(m, self.specs, id=str(i)) for i, m in enumerate(given)]
+        ids = [sample.id for sample in samples]
+        predictions = Predictions(ids, self.info, self.estimate(samples, batch_size=batch_size))
+        return predictions[0] if found is None else predictions
 
-    def estimate(self, samples: Sequence[Sample], *, batch_size: int = 64) -> Prediction:
-        """Predict for N samples; see `Prediction` for what comes with the values."""
+    def estimate(self, samples: Sequence[Sample], *, batch_size: int = 64, calibrated: bool = True) -> Prediction:
+        """Predict for N samples; see `Prediction` for what comes with the values.
+
+        ``calibrated``: with the intervals of the predictor's calibration, where it has one.
+        """
         for sample in samples:
             if not sample.modalities & set(self.specs):
-                raise DataError(f"the material has none of the modalities {sorted(self.specs)}", where=sample.id)
+                raise _nothing_known(sample, self.specs)
         seen = [self.as_evaluated(sample) for sample in samples]
         parts = [seen[i : i + batch_size] for i in range(0, len(seen), batch_size)]
-        return Prediction.join([self.predictor.predict(collate(part, self.specs)) for part in parts])
+        device = device_of(self.predictor)
+        batches = (collate(part, self.specs) for part in parts)
+        none = [] if parts else [_placeholders(self.as_evaluated.specs)]
+        rows = [self.predictor.predict(batch.to(device)).map(Tensor.cpu) for batch in chain(batches, none)]
+        prediction = Prediction.join(rows).map(lambda part: part[: len(samples)])
+        stored = getattr(self.info, "calibration", None)
+        if stored is None or not calibrated:
+            return prediction
+        from finetune.calibration import Calibration
+
+        return Calibration.model_validate(stored).apply(prediction)
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Return where a network's parameters are."""
+    return next(network.parameters()).device
+
+
+def _placeholders(specs: Mapping[str, ModalitySpec]) -> Batch:
+    """Return one dummy row: what is predicted for no material has the columns that any prediction has."""
+    here = torch.ones(1, dtype=torch.bool)
+    return Batch(
+        ids=[""],
+        present=dict.fromkeys(specs, here),
+        inputs={name: placeholder(spec) for name, spec in specs.items()},
+        labels=torch.zeros(1, 0),
+        groups=torch.zeros(1, dtype=torch.int64),
+    )
+
+
+def _nothing_known(material: Sample | Material, wanted: Sequence[str] | Mapping[str, Any]) -> DataError:
+    """Return the error for a material that has none of a model's modalities."""
+    name = material.id if isinstance(material, Sample) else material.record.id
+    return DataError(
+        f"the material has none of the modalities {sorted(wanted)}", where=name, do="give what the model reads"
+    )
 
 
 def load(uri: str) -> Foundation | PropertyModel:
@@ -155,7 +244,7 @@ def load(uri: str) -> Foundation | PropertyModel:
     Parameters
     ----------
     uri : str
-        ``models:/name@alias``, ``models:/name/version``, or a local folder.
+        ``models:/name@alias``, ``models:/name/version``, a local folder, or ``hf://org/name`` of the Hugging Face hub.
 
     Returns
     -------
@@ -171,7 +260,7 @@ def load(uri: str) -> Foundation | PropertyModel:
     if (folder / PREDICTOR).exists():
         predictor, info, export = read_predictor(folder)
         specs = {name: export.specs[name] for name in info.modalities}
-        return PropertyModel(info, predictor, specs, as_evaluated(export.recipe, specs))
+        return PropertyModel(info, predictor, specs, as_evaluated(export.recipe, specs), folder)
     return _foundation(folder)
 
 
@@ -187,18 +276,4 @@ def _foundation(folder: Path) -> Foundation:
     export = read_export(folder)
     model = export.build()
     model.requires_grad_(False)
-    return Foundation(export, model)
-
-
-def to_known_sample(material: Any, specs: Mapping[str, ModalitySpec]) -> Sample:
-    """Turn what a user has into a sample with as many of the modalities as it can give.
-
-    Feature steps are those of the model's training data, from its schema.
-    """
-    if isinstance(material, Sample):
-        return material
-    if not isinstance(material, Record):
-        structure = material if hasattr(material, "lattice") else read_structure(material)
-        name = str(material) if isinstance(material, str) and "\n" not in material else "query"
-        material = structure_record(structure, name)
-    return to_sample(material, {name: feature(spec.feature) for name, spec in specs.items()})
+    return Foundation(export, model, folder)
