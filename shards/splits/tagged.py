@@ -51,13 +51,19 @@ def group_split(groups: Mapping[str, str], *, by: str, fractions: Mapping[str, f
 
 def by_tag(plan: SplitPlan, samples: Sequence[SampleInfo]) -> dict[str, list[str]]:
     """Divide at random; samples without the tag are left out, unless others of their group have it."""
-    tagged = [(value, sample) for sample in samples if (value := _tag(sample, plan.by)) is not None]
-    if not tagged:
-        return {}
+    groups = units_of(plan.by, samples)
+    return group_split(groups, by=plan.by, fractions=plan.fractions, seed=plan.seed).ids if groups else {}
+
+
+def units_of(by: str, samples: Sequence[SampleInfo]) -> dict[str, str]:
+    """Return for each sample id the name of what cannot be torn apart: samples of equal tag, and of one group.
+
+    Samples without the tag are left out, unless others of their group have it.
+    """
+    tagged = [(value, sample) for sample in samples if (value := _tag(sample, by)) is not None]
     joined = _joined((value, sample.whole) for value, sample in tagged)
     units = {sample.whole: joined[value] for value, sample in tagged}
-    groups = {sample.id: units[sample.whole] for sample in samples if sample.whole in units}
-    return group_split(groups, by=plan.by, fractions=plan.fractions, seed=plan.seed).ids
+    return {sample.id: units[sample.whole] for sample in samples if sample.whole in units}
 
 
 def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
