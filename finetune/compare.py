@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,22 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from sklearn.base import clone
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
+from finetune.adapt.base import Adaptation
 from finetune.config import FinetuneRecipe, RowConfig
-from finetune.data import PARTS, TargetData, check_schema
-from finetune.fit import Schedule, fit, predict
-from finetune.freeze import freeze
+from finetune.data import TargetData, check_schema
 from finetune.heads.base import HEADS
 from finetune.metrics import LOWER_IS_BETTER, SELECTION, better, evaluate, worst
-from finetune.predictor import Predictor, PredictorInfo, build_featurizer, build_head, write_predictor
+from finetune.prediction import Prediction
+from finetune.predictor import Predictor, PredictorInfo, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
+from finetune.rows import RowFitter
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
@@ -37,8 +36,19 @@ from shards.locate import locate
 from shards.reader import Dataset
 from shards.sealed import SEAL, sha256
 
-TRAINED = {"frozen", "full", "scratch"}
+DETERMINISTIC = {"mean", "linear_probe", "knn"}
 REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The predictor that is registered: its score on the validation part, and how it was made."""
+
+    score: float
+    predictor: Predictor
+    row: RowConfig
+    adaptation: Adaptation
+    metrics: dict[str, Any]
 
 
 @dataclass
@@ -64,7 +74,7 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Return strategy, modalities, and mean and standard deviation over the seeds of every metric."""
         table: dict[str, Any] = {
-            "strategy": self.row.strategy,
+            "strategy": self.row.label,
             "modalities": list(self.row.modalities),
             "seeds": len(self.test),
         }
@@ -91,14 +101,17 @@ class Comparison:
 
     def __init__(self, recipe: FinetuneRecipe, out: Path, *, report: Callable[[str], None] = print) -> None:
         self.recipe, self.out = recipe, out
-        # without this, accelerate takes the ranks of a CPU launch for strangers
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = start_accelerator(recipe)
         self.report = report if self.accelerator.is_main_process else lambda line: None
         folder = resolve(recipe.model)
         self.export: Export = read_export(folder)
         self.seal = sha256(folder / SEAL)
         self.head_options = recipe.head_options()
         self.task = HEADS.get(self.head_options.kind).task
+        if recipe.deltas and self.task != "regression":
+            raise ConfigError("classes have no differences", where="delta", do="head.kind=regression, or no delta")
+        for row in recipe.rows:
+            row.check()
         modalities = list(dict.fromkeys(name for row in recipe.rows for name in row.modalities))
         with self.accelerator.main_process_first():
             shards, *overlays = map(locate, (recipe.data, *recipe.overlays))
@@ -112,18 +125,21 @@ class Comparison:
             recipe.optim.batch_size,
             self.accelerator,
             as_evaluated=as_evaluated(self.export.recipe, self.export.specs),
+            delta=recipe.deltas,
+            unlabelled=recipe.consistency is not None and recipe.consistency.unlabelled,
         )
         known = self.data.targets["train"]
         if self.task == "classification" and not set(known[~known.isnan()].tolist()) <= {0.0, 1.0}:
             raise ConfigError(
                 f"'{', '.join(recipe.targets)}' is no class: its values are not 0 and 1", do="head.kind=regression"
             )
-        self._best: tuple[float, Predictor, RowConfig, dict[str, Any]] | None = None
+        self.fitter = RowFitter(recipe, self.export, self.data, self.accelerator, self.task)
+        self._best: Best | None = None
 
     @property
     def best_row(self) -> RowConfig | None:
         """The registered row: the best by validation among those that use pretrained encoders."""
-        return self._best[2] if self._best else None
+        return self._best.row if self._best else None
 
     def run(self) -> list[Result]:
         """Fit and measure every row."""
@@ -142,83 +158,35 @@ class Comparison:
 
     def _row(self, row: RowConfig, tracker: Tracker) -> Result:
         result = Result(row)
-        trainer = {"mean": self._mean, "probe": self._probe}.get(row.strategy, self._trained)
-        for seed in self.recipe.seeds if row.strategy in TRAINED else self.recipe.seeds[:1]:
-            validation, (predictions, targets) = trainer(row, seed)
-            result.validation.append(validation)
-            result.test.append(evaluate(self.task, predictions, targets))
+        plan = row.plan()
+        # what neither the seed's labels nor the seed's weights change is fitted once
+        once = row.label_fraction == 1 and plan.kind in DETERMINISTIC
+        for seed in self.recipe.seeds[:1] if once else self.recipe.seeds:
+            outcome = self.fitter.fit(row, seed)
+            result.validation.append(outcome.validation)
+            result.test.append(evaluate(self.task, outcome.predictions, outcome.targets))
             if not result.predictions.size:
-                result.predictions, result.targets = predictions.numpy(), targets.numpy()
+                result.predictions, result.targets = outcome.predictions.numpy(), outcome.targets.numpy()
+            if isinstance(plan, Adaptation) and plan.pretrained and outcome.predictor is not None:
+                self._remember(outcome.validation, outcome.predictor, row, plan)
         summary = result.summary()
-        name = "_".join([row.strategy, *row.modalities])
+        name = re.sub(r"[^\w.]+", "-", "_".join([row.label, *row.modalities]))
         tracker.metrics({f"{name}/{k}": v for k, v in summary.items() if isinstance(v, float)}, 0)
         metric = SELECTION[self.task]
         self.report(
-            f"{'+'.join(self.recipe.targets)}  {row.strategy:8} {'+'.join(row.modalities):40} "
+            f"{'+'.join(self.recipe.targets)}  {row.label:8} {'+'.join(row.modalities):40} "
             f"test {metric} {summary[f'test_{metric}']:.4f} +- {summary[f'test_{metric}_std']:.4f}"
         )
         return result
 
-    def _trained(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        set_seed(seed)
-        optim = self.recipe.optim
-        featurizer = build_featurizer(self.export, row.modalities, pretrained=row.strategy != "scratch")
-        predictor = Predictor(featurizer, build_head(self.head_options, featurizer.width, self.recipe.targets))
-        predictor.head.fit(self.data.targets["train"])
-        predictor.to(self.accelerator.device)
-        groups: list[dict[str, object]] = [{"params": list(predictor.head.parameters()), "lr": optim.lr}]
-        if row.strategy == "frozen":
-            vectors = self.data.vectors(freeze(predictor.featurizer), row.modalities)
-            network: nn.Module = CachedHead(predictor.head)
-            batches = {part: self.data.cached(vectors, part, seed) for part in PARTS}
-        else:
-            network = predictor
-            batches = {part: self.data.streamed(row.modalities, part, seed) for part in PARTS}
-            encoder_lr = optim.lr if row.strategy == "scratch" else optim.encoder_lr
-            groups.append({"params": list(predictor.featurizer.parameters()), "lr": encoder_lr})
-        epochs = optim.frozen_epochs if row.strategy == "frozen" else optim.epochs
-        schedule = Schedule(groups=groups, epochs=epochs, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
-        validation = fit(
-            network, predictor.head, batches["train"], batches["val"], schedule=schedule, accelerator=self.accelerator
-        )
-        test = predict(network, predictor.head, batches["test"], self.accelerator)
-        if row.strategy != "scratch":
-            self._remember(validation, predictor, row)
-        return validation, test
-
-    def _probe(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        featurizer = freeze(build_featurizer(self.export, row.modalities, pretrained=True))
-        features = {part: rows.cpu().numpy() for part, rows in self.data.vectors(featurizer, row.modalities).items()}
-        regression = self.task == "regression"
-        estimator = RidgeCV(np.logspace(-3, 5, 33)) if regression else LogisticRegressionCV(max_iter=2000)
-        models = []
-        for values in self.data.targets["train"].numpy().T:
-            known = ~np.isnan(values)
-            models.append(
-                make_pipeline(StandardScaler(), clone(estimator)).fit(features["train"][known], values[known])
-            )
-
-        def outcome(part: str) -> tuple[Tensor, Tensor]:
-            x = features[part]
-            columns = [model.predict(x) if regression else model.predict_proba(x)[:, 1] for model in models]
-            return torch.from_numpy(np.stack(columns, axis=1)).float(), self.data.targets[part]
-
-        return evaluate(self.task, *outcome("val")), outcome("test")
-
-    def _mean(self, row: RowConfig, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        mean = self.data.targets["train"].nanmean(dim=0)
-
-        def outcome(part: str) -> tuple[Tensor, Tensor]:
-            return mean.expand_as(self.data.targets[part]).clone(), self.data.targets[part]
-
-        return evaluate(self.task, *outcome("val")), outcome("test")
-
-    def _remember(self, validation: dict[str, float], predictor: Predictor, row: RowConfig) -> None:
+    def _remember(
+        self, validation: dict[str, float], predictor: Predictor, row: RowConfig, adaptation: Adaptation
+    ) -> None:
         metric = SELECTION[self.task]
-        best = self._best[0] if self._best else worst(metric)
+        best = self._best.score if self._best else worst(metric)
         if better(metric, validation[metric], best):
             metrics = {f"val_{name}": value for name, value in validation.items()}
-            self._best = (validation[metric], copy.deepcopy(predictor).cpu(), row, metrics)
+            self._best = Best(validation[metric], copy.deepcopy(predictor).cpu(), row, adaptation, metrics)
 
     def _save(self, results: list[Result]) -> None:
         """Write the table as JSON and CSV, and the parity plot of the row that is registered."""
@@ -229,32 +197,40 @@ class Comparison:
         write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
         for result in results:
             if result.row == self.best_row and self.task == "regression":
-                label = f"{result.row.strategy}, {'+'.join(result.row.modalities)}, test"
+                label = f"{result.row.label}, {'+'.join(result.row.modalities)}, test"
                 for i, name in enumerate(self.recipe.targets):
                     parity_plot(folder, name, label, result.targets[:, i], result.predictions[:, i])
 
     def _register(self, tracker: Tracker) -> None:
         assert self._best is not None
-        score, predictor, row, metrics = self._best
-        recipe = self.recipe
+        best, recipe = self._best, self.recipe
         info = PredictorInfo(
             targets=recipe.targets,
             task=self.task,
-            modalities=row.modalities,
+            modalities=best.row.modalities,
             head=self.head_options.model_dump(mode="json"),
             foundation=recipe.model,
             foundation_seal=self.seal,
-            strategy=row.strategy,
-            metrics=metrics,
+            strategy=best.row.label,
+            metrics=best.metrics,
+            adaptation=best.adaptation.model_dump(mode="json"),
+            fusion=best.row.fusion,
+            delta=recipe.deltas,
+            start=best.row.start,
+            calibration=self._calibration(best),
         )
         folder = self.out / "predictor"
-        write_predictor(folder, predictor, self.export, info)
+        write_predictor(folder, best.predictor, self.export, info)
         metric = SELECTION[self.task]
         uri = tracker.register(
             folder,
             recipe.register_as or recipe.name,
-            score=-score if metric in LOWER_IS_BETTER else score,
-            parameters={"strategy": row.strategy, "modalities": ",".join(row.modalities), "foundation": recipe.model},
+            score=-best.score if metric in LOWER_IS_BETTER else best.score,
+            parameters={
+                "strategy": best.row.label,
+                "modalities": ",".join(best.row.modalities),
+                "foundation": recipe.model,
+            },
             contest={
                 "data": self.dataset.manifest.name,
                 "data_sha256": self.dataset.sha256,
@@ -264,6 +240,21 @@ class Comparison:
         )
         if uri:
             self.report(f"registered {uri}")
+
+    def _calibration(self, best: Best) -> dict[str, Any] | None:
+        """Fit intervals to the validation part; None where predictions are no values."""
+        if self.task != "regression":
+            return None
+        if importlib.util.find_spec("finetune.calibration") is None:
+            return None
+        from finetune.calibration import Calibration
+
+        rows = self.data.parts["val"]
+        predictor = best.predictor.to(self.accelerator.device)
+        batches = self.data.batches(best.row.modalities, "val", self.recipe.deltas)
+        prediction = Prediction.join([predictor.predict(batch) for batch in batches]).map(Tensor.cpu)
+        best.predictor.cpu()
+        return Calibration.fit(prediction, rows.targets, level=self.recipe.interval).model_dump(mode="json")
 
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
@@ -277,13 +268,25 @@ class Comparison:
             )
 
 
-class CachedHead(nn.Module):
-    """A head over features that are already computed."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the head's raw outputs (B, ...)."""
-        return self.head(features)
+def start_accelerator(recipe: FinetuneRecipe) -> Accelerator:
+    """Return accelerate's view of ranks and devices; under its DeepSpeed plug-in, with what that must know."""
+    # a rank may lack a modality, and staged unfreezing leaves parameters out: their gradients are not waited for
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # without `cpu`, accelerate takes the ranks of a CPU launch for strangers
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        if recipe.optim.accumulate > 1:
+            raise ConfigError(
+                "batches are not accumulated under DeepSpeed here",
+                where="optim.accumulate",
+                do="raise optim.batch_size",
+            )
+        micro = max(1, recipe.optim.batch_size // accelerator.num_processes)
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro,
+            "train_batch_size": micro * accelerator.num_processes,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": recipe.optim.grad_clip,
+        }
+    return accelerator

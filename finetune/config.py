@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from finetune.adapt.base import ADAPTATIONS, Adaptation
+from finetune.consistency import Consistency
+from finetune.estimators.base import ESTIMATORS, Estimator
 from finetune.heads.base import HEADS
 from pretrain.config import Place
+from pretrain.fusion.base import FUSIONS
+from shards.augment import Augment
+from shards.errors import ConfigError, suggest
 from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 
-Strategy = Literal["frozen", "full", "scratch", "probe", "mean"]
+ALIASES = {"probe": "linear_probe"}
+Plan = Adaptation | Estimator
 
 
 class RowConfig(Strict):
@@ -22,21 +29,92 @@ class RowConfig(Strict):
 
     Attributes
     ----------
-    strategy : str
-        ``frozen``: pretrained encoders stay as they are, the head is trained on their cached
-        vectors. ``full``: everything is trained, encoders at ``encoder_lr``. ``scratch``: the same
-        architecture from random weights. ``probe``: ridge regression (or logistic regression) on the
-        frozen vectors. ``mean``: the training mean (or the most frequent class).
+    strategy : str or table
+        How the row is made: an adaptation of the pretrained model (``frozen``, ``full``, ``scratch``, ``last_n``,
+        ``staged``, ``lora``, ``bitfit``, ``scale_shift``, ``attentive``) or an estimator on the frozen vectors
+        (``mean``, ``linear_probe``, ``random_forest``, ...); ``{kind = "lora", rank = 4}`` gives options.
     modalities : tuple of str
         What the row may look at.
+    fusion : table, optional
+        What joins the encoders' outputs, as in a pretraining recipe: ``{kind = "gated", dim = 64}``; by default the
+        vectors are put side by side.
+    label_fraction : float
+        Share of the training labels that the row may see; the subsets of a seed are nested.
+    start : str, optional
+        URI of a predictor of another property of the same pretrained model: encoders, join and what fits of the head
+        start from its weights.
     """
 
-    strategy: Strategy
+    strategy: str | dict[str, Any]
     modalities: tuple[str, ...] = ("crystal",)
+    fusion: dict[str, Any] | None = None
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    start: str | None = None
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The strategy as a table."""
+        table = {"kind": self.strategy} if isinstance(self.strategy, str) else self.strategy
+        return {**table, "kind": ALIASES.get(table.get("kind", ""), table.get("kind"))}
+
+    @property
+    def label(self) -> str:
+        """The strategy in a word: its kind, the options that were given, and what else sets the row apart."""
+        if isinstance(self.strategy, str):
+            text = self.strategy
+        else:
+            options = ", ".join(f"{name}={value}" for name, value in self.strategy.items() if name != "kind")
+            text = f"{self.strategy.get('kind')}({options})" if options else str(self.strategy.get("kind"))
+        if self.fusion is not None:
+            text += f"+{self.fusion.get('kind')}"
+        if self.start is not None:
+            text += " transferred"
+        return text if self.label_fraction == 1 else f"{text} {100 * self.label_fraction:g}%"
+
+    def plan(self) -> Plan:
+        """Return the typed options of the strategy."""
+        table = self.table
+        if table["kind"] in ESTIMATORS.kinds():
+            return ESTIMATORS.options(table)
+        if table["kind"] in ADAPTATIONS.kinds():
+            return ADAPTATIONS.options(table)
+        known = sorted({*ADAPTATIONS.kinds(), *ESTIMATORS.kinds(), *ALIASES})
+        raise ConfigError(
+            f"there is no strategy '{table['kind']}'",
+            where="rows.*.strategy",
+            why=suggest(str(table["kind"]), known),
+            do=f"known: {', '.join(known)}",
+        )
+
+    def check(self) -> None:
+        """Raise `ConfigError` where the strategy or the fusion is none, or the two do not go together."""
+        plan = self.plan()
+        if self.fusion is not None:
+            FUSIONS.options(self.fusion)
+        for name in ("fusion", "start"):
+            if getattr(self, name) is not None and (isinstance(plan, Estimator) or not plan.pretrained):
+                raise ConfigError(f"the strategy '{self.label}' takes no '{name}'", where=f"rows.*.{name}")
+        if getattr(plan, "head", None) == "frozen" and self.start is None:
+            raise ConfigError(
+                "a head that is frozen must come from somewhere",
+                where="rows.*.start",
+                do="start = 'models:/NAME@champion', or head = 'train'",
+            )
 
 
 class FinetuneOptim(Strict):
-    """AdamW on the head (``lr``) and on encoders that are trained (``encoder_lr``; from scratch: ``lr``)."""
+    """AdamW on the head (``lr``) and on encoders that are trained (``encoder_lr``; from scratch: ``lr``).
+
+    Attributes
+    ----------
+    epochs, frozen_epochs : int
+        Of rows whose encoders are run, and of those on cached encodings.
+    accumulate : int
+        Batches a step.
+    feature_noise : float
+        Noise on cached encodings in training, a fraction of each entry's standard deviation over the training rows,
+        drawn anew each epoch; noise on the inputs is ``augment``.
+    """
 
     lr: float = Field(1e-3, gt=0)
     encoder_lr: float = Field(3e-4, gt=0)
@@ -45,6 +123,8 @@ class FinetuneOptim(Strict):
     frozen_epochs: int = Field(300, gt=0)
     batch_size: int = Field(32, gt=0)
     grad_clip: float = Field(1.0, gt=0)
+    accumulate: int = Field(1, gt=0)
+    feature_noise: float = Field(0.0, ge=0)
 
 
 class FinetuneRecipe(Strict):
@@ -64,6 +144,16 @@ class FinetuneRecipe(Strict):
         The parts ``train`` (fitted on), ``val`` (chosen by) and ``test`` (reported, once).
     target : str or tuple of str
         A label, with its unit in the name; or several, which one network predicts together.
+    delta : str or tuple of str
+        A label for each target, to which the difference is learned (Delta-ML): a calculation at a lower level. It
+        must be known in use.
+    augment : table of tables
+        ``[augment.NAME]``, variations of a modality in training; see `shards.augment.Augment`. Frozen encoders are
+        run anew in every epoch then.
+    consistency : table, optional
+        A term that compares two variations of each training sample, by ``augment`` or ``feature_noise``.
+    interval : float
+        Probability with which the intervals of the registered predictor are to hold the truth.
     seeds : tuple of int
         Every trained row is repeated with each.
     """
@@ -76,6 +166,10 @@ class FinetuneRecipe(Strict):
     target: str | tuple[str, ...]
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: tuple[RowConfig, ...] = Field(min_length=1)
+    delta: str | tuple[str, ...] = ()
+    augment: dict[str, Augment] = {}
+    consistency: Consistency | None = None
+    interval: float = Field(0.9, gt=0, lt=1)
     head: dict[str, Any] = {"kind": "regression"}
     optim: FinetuneOptim = FinetuneOptim()
     experiment: str = "matloom"
@@ -83,11 +177,22 @@ class FinetuneRecipe(Strict):
 
     @model_validator(mode="after")
     def _rows_differ(self) -> FinetuneRecipe:
-        if len(set(self.rows)) < len(self.rows):
+        if any(row in self.rows[:i] for i, row in enumerate(self.rows)):
             raise ValueError("two rows are the same")
-        if any(not row.modalities and row.strategy != "mean" for row in self.rows):
+        if any(not row.modalities and row.table["kind"] != "mean" for row in self.rows):
             raise ValueError("a row that is fitted needs at least one modality")
+        if self.deltas and len(self.deltas) != len(self.targets):
+            raise ValueError(f"'delta' names {len(self.deltas)} labels for {len(self.targets)} targets")
+        if self.consistency is not None and not self.augment and not self.optim.feature_noise:
+            raise ValueError(
+                "'consistency' compares variations, and there are none: set augment or optim.feature_noise"
+            )
         return self
+
+    @property
+    def deltas(self) -> tuple[str, ...]:
+        """The labels to which differences are learned, one a target or none."""
+        return (self.delta,) if isinstance(self.delta, str) else self.delta
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -103,4 +208,6 @@ def load_finetune_recipe(path: Path, overrides: Iterable[str] = ()) -> FinetuneR
     """Read and validate a fine-tuning recipe; see `pretrain.config.load_recipe` for the overrides."""
     recipe = parse(FinetuneRecipe, apply_overrides(read_tables(path), overrides), where=str(path))
     recipe.head_options()
+    for row in recipe.rows:
+        row.check()
     return recipe

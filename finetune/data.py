@@ -1,26 +1,69 @@
-"""Labelled batches: streamed through encoders, or cached as the vectors of frozen ones."""
+"""Labelled batches: streamed through encoders, or from the cached outputs of frozen ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetune.fit import Batches
-from shards.augment import Augmenter
+from finetune.encodings import EncodedRows
+from finetune.featurizer import Featurizer
+from finetune.fit import Batches, Example
+from shards.augment import Augment, Augmenter
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
 from shards.orders.sequential import Sequential
 from shards.orders.shuffled import Shuffled
 from shards.reader import Dataset
 from shards.schema import ModalitySpec
+from shards.statistics import standard_deviations
 from shards.stream import BatchStream
 
 PARTS = ("train", "val", "test")
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N samples of a part.
+
+    Attributes
+    ----------
+    positions : ndarray
+        (N,) places in the data set.
+    ids : tuple of str
+        Their N ids.
+    targets : Tensor
+        (N, T), NaN where unknown.
+    offset : Tensor
+        (N, T), the part of the targets that is known in use (``delta``), NaN where it is not; zeros without ``delta``.
+    """
+
+    positions: np.ndarray
+    ids: tuple[str, ...]
+    targets: Tensor
+    offset: Tensor
+
+    @property
+    def learned(self) -> Tensor:
+        """What a head is to predict (N, T), NaN where unknown."""
+        return self.targets - self.offset
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which rows have any known target (N,)."""
+        return ~self.learned.isnan().all(dim=1)
+
+    def take(self, index: Tensor) -> Rows:
+        """Return some rows."""
+        ids = tuple(self.ids[i] for i in index.tolist())
+        return Rows(self.positions[index.numpy()], ids, self.targets[index], self.offset[index])
 
 
 class TargetData:
@@ -40,6 +83,10 @@ class TargetData:
         Ranks and device.
     as_evaluated : Augmenter
         What the model sees of a sample; see `pretrain.data.as_evaluated`.
+    delta : tuple of str
+        Labels, one a target, of which the differences to the targets are learned; empty: the targets themselves.
+    unlabelled : bool
+        Training samples without any known target are in the training part too.
     """
 
     def __init__(
@@ -51,81 +98,202 @@ class TargetData:
         accelerator: Accelerator,
         *,
         as_evaluated: Augmenter,
+        delta: tuple[str, ...] = (),
+        unlabelled: bool = False,
     ) -> None:
         self.dataset, self.names, self.batch_size, self.accelerator = dataset, targets, batch_size, accelerator
-        self.as_evaluated = as_evaluated
-        for target in targets:
-            if target not in dataset.manifest.labels:
-                raise ConfigError(f"the data set has no label '{target}'", why=suggest(target, dataset.manifest.labels))
-        self.positions: dict[str, np.ndarray] = {}
-        self.targets: dict[str, Tensor] = {}
+        self.as_evaluated, self.unlabelled = as_evaluated, unlabelled
+        for name in (*targets, *delta):
+            if name not in dataset.manifest.labels:
+                raise ConfigError(f"the data set has no label '{name}'", why=suggest(name, dataset.manifest.labels))
         bare = dataset.select([])
+        self.parts: dict[str, Rows] = {}
         for part in PARTS:
-            labels = {int(i): bare[int(i)].labels for i in dataset.positions(split, part)}
-            known = {i: [of.get(name, nan) for name in targets] for i, of in labels.items() if of.keys() & set(targets)}
-            self.positions[part] = np.array(list(known), dtype=np.int64)
-            self.targets[part] = torch.tensor(list(known.values()), dtype=torch.float32).reshape(-1, len(targets))
-            for name, count in zip(targets, (~self.targets[part].isnan()).sum(0).tolist(), strict=True):
-                if count < 2:
-                    raise DataError(
-                        f"part '{part}' has {count} samples with the label '{name}', at least 2 are needed",
-                        where=dataset.location,
-                        do="choose another split or target",
-                    )
-        self._vectors: dict[tuple[str, ...], dict[str, Tensor]] = {}
+            found = [(int(i), bare[int(i)]) for i in dataset.positions(split, part)]
+            table = [[sample.labels.get(name, nan) for name in (*targets, *delta)] for _, sample in found]
+            values = torch.tensor(table, dtype=torch.float32).reshape(len(found), -1)
+            offset = values[:, len(targets) :] if delta else torch.zeros(len(found), len(targets))
+            values = values[:, : len(targets)]
+            # without its lower part, a target cannot be predicted either
+            values = values.masked_fill(offset.isnan(), nan)
+            rows = Rows(np.array([i for i, _ in found], np.int64), tuple(s.id for _, s in found), values, offset)
+            keep = torch.arange(len(found)) if unlabelled and part == TRAIN else rows.labelled.nonzero().squeeze(1)
+            self.parts[part] = rows.take(keep)
+            self._check(part)
+        self._encoded: dict[Hashable, EncodedRows] = {}
+        self._scales: dict[str, dict[str, np.ndarray]] = {}
 
-    def streamed(self, modalities: Iterable[str], part: str, seed: int) -> Batches:
-        """Return this rank's batches of a part, shuffled if it is ``train``."""
-        stream = self._stream(modalities, part, seed=seed, shuffle=part == "train", sharded=True)
+    def _check(self, part: str) -> None:
+        for name, count in zip(self.names, (~self.parts[part].learned.isnan()).sum(0).tolist(), strict=True):
+            if count < 2:
+                raise DataError(
+                    f"part '{part}' has {count} samples with the label '{name}', at least 2 are needed",
+                    where=self.dataset.location,
+                    do="choose another split or target",
+                )
 
-        def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
-            for batch in stream.epoch(epoch):
-                moved = batch.to(self.accelerator.device)
-                yield moved, moved.labels
+    @property
+    def targets(self) -> dict[str, Tensor]:
+        """Targets (N, T) by part."""
+        return {part: rows.targets for part, rows in self.parts.items()}
 
-        return batches
+    @property
+    def positions(self) -> dict[str, np.ndarray]:
+        """Places in the data set (N,) by part."""
+        return {part: rows.positions for part, rows in self.parts.items()}
 
-    @torch.no_grad()
-    def vectors(self, featurizer: nn.Module, modalities: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the frozen pretrained features (N, F) of every part, encoded once for each set of modalities."""
-        if modalities not in self._vectors:
-            device = self.accelerator.device
-            featurizer = featurizer.to(device).eval()
-            self._vectors[modalities] = {
-                part: torch.cat([featurizer(batch.to(device)) for batch in self._stream(modalities, part).epoch(0)])
-                for part in PARTS
-            }
-        return self._vectors[modalities]
+    def training(self, fraction: float, seed: int) -> Tensor:
+        """Return which training rows may show their labels, in order: a share of the labelled ones.
 
-    def cached(self, vectors: dict[str, Tensor], part: str, seed: int) -> Batches:
-        """Return this rank's batches of a part from its cached features."""
-        features, targets = vectors[part], self.targets[part].to(self.accelerator.device)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        The subsets of one seed are nested: those of 1 % are among those of 5 %.
+        """
+        labelled = self.parts[TRAIN].labelled.nonzero().squeeze(1)
+        if fraction >= 1:
+            return labelled
+        order = np.random.default_rng([seed, len(labelled)]).permutation(len(labelled))
+        count = max(2, math.ceil(fraction * len(labelled)))
+        return labelled[torch.from_numpy(np.sort(order[:count]))]
 
-        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            rows = np.arange(len(targets))
-            if part == "train":
-                rows = np.random.default_rng([seed, epoch]).permutation(len(targets))
-            for start in range(0, len(rows), self.batch_size):
-                mine = rows[start : start + self.batch_size][rank::world]
-                yield features[mine], targets[mine]
+    def shown(self, part: str, chosen: Tensor | None = None) -> tuple[Tensor, Rows]:
+        """Return the rows of a part that are gone through, by number and as such, labels of rows not chosen hidden."""
+        rows = self.parts[part]
+        if chosen is None:
+            return torch.arange(len(rows.ids)), rows
+        if not self.unlabelled:
+            return chosen, rows.take(chosen)
+        hidden = torch.ones(len(rows.ids), dtype=torch.bool)
+        hidden[chosen] = False
+        return torch.arange(len(rows.ids)), replace(rows, targets=rows.targets.masked_fill(hidden[:, None], nan))
 
-        return batches
+    def streamed(
+        self,
+        modalities: Iterable[str],
+        part: str,
+        seed: int,
+        *,
+        chosen: Tensor | None = None,
+        augments: Mapping[str, Augment] | None = None,
+        twins: bool = False,
+    ) -> Batches:
+        """Return this rank's batches of a part, read from the shards and shuffled if it is ``train``.
 
-    def _stream(
-        self, modalities: Iterable[str], part: str, *, seed: int = 0, shuffle: bool = False, sharded: bool = False
-    ) -> BatchStream:
-        return BatchStream(
-            self.dataset.select(list(modalities)),
-            self.positions[part],
+        Parameters
+        ----------
+        modalities : iterable of str
+            What is read.
+        part : str
+            ``train``, ``val`` or ``test``.
+        seed : int
+            Of order and augmentation.
+        chosen : Tensor, optional
+            See `shown`.
+        augments : mapping of str to Augment, optional
+            Variation of the training samples; see `shards.augment`.
+        twins : bool
+            Every batch comes with the same rows, varied a second time.
+        """
+        modalities = list(modalities)
+        _, rows = self.shown(part, chosen)
+        place = {name: i for i, name in enumerate(rows.ids)}
+        stream = BatchStream(
+            self.dataset.select(modalities),
+            rows.positions,
             batch_size=self.batch_size,
             seed=seed,
-            rank=self.accelerator.process_index if sharded else 0,
-            world=self.accelerator.num_processes if sharded else 1,
-            order=Shuffled() if shuffle else Sequential(),
-            augmenter=self.as_evaluated,
-            label_names=self.names,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            order=Shuffled() if part == TRAIN else Sequential(),
+            augmenter=self._augmenter(modalities, augments, seed) if augments else self.as_evaluated,
+            views=2 if twins else 1,
         )
+
+        def batches(epoch: int) -> Iterator[Example]:
+            for batch in stream.epoch(epoch):
+                mine = torch.tensor([place[name] for name in batch.ids], dtype=torch.int64)
+                moved = batch.to(self.accelerator.device)
+                targets, offset = (values[mine].to(self.accelerator.device) for values in (rows.targets, rows.offset))
+                yield Example(moved, targets, offset, moved.twin)
+
+        return batches
+
+    def encoded(
+        self, featurizer: Featurizer, modalities: tuple[str, ...], key: Hashable = None
+    ) -> dict[str, EncodedRows]:
+        """Return what frozen encoders make of every part, computed once for each set of modalities.
+
+        ``key`` tells apart encoders of the same modalities with other weights.
+        """
+        featurizer.to(self.accelerator.device)
+        found = {}
+        for part in PARTS:
+            name = (part, modalities, featurizer.join.reads_tokens, key)
+            if name not in self._encoded:
+                self._encoded[name] = EncodedRows.of(featurizer, self.batches(modalities, part))
+            found[part] = self._encoded[name]
+        return found
+
+    def cached(
+        self,
+        encoded: Mapping[str, EncodedRows],
+        part: str,
+        seed: int,
+        *,
+        chosen: Tensor | None = None,
+        noise: float = 0.0,
+        twins: bool = False,
+    ) -> Batches:
+        """Return this rank's batches of a part from cached encodings; ``noise``: see `EncodedRows.noisy`."""
+        numbers, rows = self.shown(part, chosen)
+        device = self.accelerator.device
+        targets, offset = rows.targets.to(device), rows.offset.to(device)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        source = encoded[part]
+        deviations = {name: column.deviations() for name, column in encoded[TRAIN].columns.items()} if noise else {}
+
+        def batches(epoch: int) -> Iterator[Example]:
+            order = np.arange(len(numbers))
+            if part == TRAIN:
+                order = np.random.default_rng([seed, epoch]).permutation(len(numbers))
+            views = [
+                source.noisy(noise, deviations, _key(seed, epoch, view)) if noise else source
+                for view in range(2 if twins else 1)
+            ]
+            for start in range(0, len(order), self.batch_size):
+                mine = torch.from_numpy(order[start : start + self.batch_size][rank::world])
+                inputs = [view.rows(numbers[mine].to(device)) for view in views]
+                here = mine.to(device)
+                yield Example(inputs[0], targets[here], offset[here], inputs[1] if twins else None)
+
+        return batches
+
+    def batches(self, modalities: Iterable[str], part: str, label_names: tuple[str, ...] = ()) -> Iterator[Batch]:
+        """Yield all rows of a part in order, on every rank the same, on this rank's device."""
+        stream = BatchStream(
+            self.dataset.select(list(modalities)),
+            self.parts[part].positions,
+            batch_size=self.batch_size,
+            order=Sequential(),
+            augmenter=self.as_evaluated,
+            label_names=label_names,
+        )
+        for batch in stream.epoch(0):
+            yield batch.to(self.accelerator.device)
+
+    def _augmenter(self, modalities: list[str], augments: Mapping[str, Augment], seed: int) -> Augmenter:
+        """Return the variation of training samples, over what pretraining's own crop leaves."""
+        mine = {}
+        for name in modalities:
+            seen = self.as_evaluated.augments.get(name, Augment())
+            mine[name] = augments.get(name, Augment()).model_copy(update={"crop": seen.crop})
+            if mine[name].gaussian_noise and name not in self._scales:
+                self._scales[name] = standard_deviations(self.dataset, self.parts[TRAIN].positions, name)
+        specs = {name: self.dataset.modalities[name] for name in modalities}
+        scales = {name: scale for name, scale in self._scales.items() if name in mine}
+        return Augmenter(specs, mine, seed=seed, scales=scales)
+
+
+def _key(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def check_schema(specs: dict[str, ModalitySpec], dataset: Dataset, modalities: Iterable[str]) -> None:

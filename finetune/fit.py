@@ -1,31 +1,81 @@
-"""Training one predictor: a loop over features that are cached, or over batches through the encoders."""
+"""Training one predictor: a loop over encodings that are cached, or over batches through the encoders."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from finetune.consistency import Consistency
 from finetune.heads.base import Head
 from finetune.metrics import SELECTION, better, evaluate, worst
 from shards.errors import DataError
 
-Batches = Callable[[int], Iterable[tuple[object, Tensor]]]
+
+class Example(NamedTuple):
+    """One rank's part of a batch.
+
+    Attributes
+    ----------
+    inputs : object
+        What the network takes.
+    targets : Tensor
+        (B, T), NaN where unknown.
+    offset : Tensor, optional
+        (B, T) known part of the targets: the head learns the rest.
+    twin : object, optional
+        The same rows varied a second time.
+    """
+
+    inputs: Any
+    targets: Tensor
+    offset: Tensor | None = None
+    twin: Any = None
+
+    @property
+    def learned(self) -> Tensor:
+        """What the head is to predict (B, T)."""
+        return self.targets if self.offset is None else self.targets - self.offset
+
+
+Batches = Callable[[int], Iterable[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Optimisation of one predictor: parameter groups, epochs, clipping."""
+    """Optimisation of one predictor.
 
-    groups: list[dict[str, object]]
+    Attributes
+    ----------
+    groups : list of dict
+        Parameter groups with their peak learning rates.
+    epochs : int
+        Cosine decay over these, after a tenth of them as warm-up.
+    weight_decay, grad_clip : float
+        Of AdamW, where a group has none of its own; largest norm of the gradient.
+    accumulate : int
+        Batches a step; the loss is the mean over the known targets of all of them.
+    begin_epoch : callable, optional
+        Gets the epoch, after the network was put into training mode.
+    consistency : Consistency, optional
+        A term that compares a batch with its twin.
+    """
+
+    groups: list[dict[str, Any]]
     epochs: int
     weight_decay: float
     grad_clip: float
+    accumulate: int = 1
+    begin_epoch: Callable[[int], None] | None = None
+    consistency: Consistency | None = None
 
 
 def fit(
@@ -46,9 +96,9 @@ def fit(
     head : Head
         The part of the network that gives loss and predictions.
     train, validation : callable
-        Epoch to this rank's batches ``(inputs, targets)``; the same number on every rank.
+        Epoch to this rank's batches, tuples as `Example`; the same number on every rank.
     schedule : Schedule
-        Cosine decay over the epochs, after a tenth of them as warm-up.
+        Optimisation.
     accelerator : Accelerator
         Devices and ranks.
 
@@ -68,10 +118,11 @@ def fit(
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor
         model.train()
-        for inputs, targets in train(epoch):
-            loss = head.loss(model(inputs), targets) * share(targets, accelerator)
+        if schedule.begin_epoch is not None:
+            schedule.begin_epoch(epoch)
+        for examples in _runs(train(epoch), schedule.accumulate):
             optimizer.zero_grad()
-            accelerator.backward(loss)
+            _backward(model, head, examples, epoch, schedule, accelerator)
             accelerator.clip_grad_norm_(model.parameters(), schedule.grad_clip)
             optimizer.step()
         predictions, known = predict(model, head, validation, accelerator)
@@ -80,14 +131,55 @@ def fit(
             best = {**values, "epoch": float(epoch)}
             weights = copy.deepcopy(network.state_dict())
     network.load_state_dict(weights)
+    accelerator.free_memory()
     return best
+
+
+def _runs(batches: Iterable[tuple[Any, ...]], length: int) -> Iterator[list[Example]]:
+    """Cut batches into runs of ``length``, of which the last may be shorter."""
+    rest = iter(batches)
+    while run := [Example(*batch) for batch in islice(rest, length)]:
+        yield run
+
+
+def _backward(
+    model: nn.Module,
+    head: Head,
+    examples: Sequence[Example],
+    epoch: int,
+    schedule: Schedule,
+    accelerator: Accelerator,
+) -> None:
+    """Add up the gradient of the mean loss over the known targets of several batches of all ranks."""
+    consistency = schedule.consistency
+    strength = 0.0 if consistency is None else consistency.strength(epoch)
+    shares = weights_of([(~example.learned.isnan()).sum() for example in examples], accelerator)
+    rows = shares
+    if strength:
+        rows = weights_of([example.learned.new_tensor(len(example.targets)) for example in examples], accelerator)
+    for example, share, part in zip(examples, shares, rows, strict=True):
+        last = example is examples[-1]
+        with nullcontext() if last else accelerator.no_sync(model):
+            other = None
+            if strength:
+                with torch.no_grad():
+                    other = model(example.twin)
+            raw = model(example.inputs)
+            loss = head.loss(raw, example.learned) * share
+            if consistency is not None and other is not None:
+                loss = loss + strength * part * consistency.distance(head.task, raw, other)
+            accelerator.backward(loss)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Return predicted values and targets (N, T) of all ranks, on the CPU; of an unknown target NaN."""
     model.eval()
-    pairs = [(head.predict(model(inputs)).value, targets) for inputs, targets in batches(0)]
+    pairs = []
+    for example in (Example(*batch) for batch in batches(0)):
+        value = head.predict(model(example.inputs)).value
+        # of a target that is unknown, so may be the offset
+        pairs.append((value if example.offset is None else value + example.offset.nan_to_num(), example.targets))
     predictions, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
     # ranks may hold different numbers of rows; a row of which no target is known, padding too, counts for nothing
     both = torch.stack([predictions, targets], dim=1)
@@ -100,13 +192,21 @@ def predict(model: nn.Module, head: Head, batches: Batches, accelerator: Acceler
     return both[:, 0], both[:, 1]
 
 
-def share(targets: Tensor, accelerator: Accelerator) -> Tensor | float:
-    """Return the weight that makes the mean over ranks of their mean losses the mean over all labelled rows."""
-    if accelerator.num_processes == 1:
-        return 1.0
-    known = (~targets.isnan()).sum().float()
-    everywhere = accelerator.reduce(known.clone(), reduction="sum")
-    return known * accelerator.num_processes / everywhere.clamp(min=1)
+def weights_of(counts: Sequence[Tensor], accelerator: Accelerator) -> list[Tensor]:
+    """Return the weights that make the mean over ranks of weighted means the mean over everything that was counted.
+
+    Parameters
+    ----------
+    counts : sequence of Tensor
+        Of each of the batches of a step, 0-dim: over how much this rank's mean is.
+    accelerator : Accelerator
+        Ranks.
+    """
+    mine = torch.stack(list(counts)).float()
+    everywhere = mine.sum()
+    if accelerator.num_processes > 1:
+        everywhere = accelerator.reduce(everywhere.clone(), reduction="sum")
+    return list(mine * accelerator.num_processes / everywhere.clamp(min=1))
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from torch import nn
@@ -16,6 +17,38 @@ def freeze(module: M) -> M:
     into training mode.
     """
     module.requires_grad_(False)
+    return still(module)
+
+
+def still(module: M) -> M:
+    """Keep a module, and all within it, in evaluation mode for good."""
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign,assignment]
     return module
+
+
+def freeze_except(module: nn.Module, trained: Collection[nn.Parameter]) -> None:
+    """Freeze everything in a module but some of its parameters.
+
+    A submodule that holds none of them stays in evaluation mode for good; the statistics of a normalisation do not
+    move, whether or not its scale is trained.
+    """
+    kept = set(trained)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter in kept)
+    if not any(parameter in kept for parameter in module.parameters()):
+        if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+            still(module)
+        return
+    if next(module.buffers(recurse=False), None) is not None and not list(module.children()):
+        still(module)
+    for child in module.children():
+        freeze_except(child, kept)
+
+
+def thaw(module: nn.Module) -> None:
+    """Undo what this file does to a module and all within it; it is in training mode afterwards."""
+    for inner in module.modules():
+        inner.__dict__.pop("train", None)
+    module.requires_grad_(True)
+    module.train()

@@ -38,6 +38,11 @@ class Prediction(NamedTuple):
         """Return a prediction of which every tensor is changed."""
         return Prediction(**{n: change(part) for n, part in self._asdict().items() if part is not None})
 
+    def shifted(self, offset: Tensor) -> Prediction:
+        """Return a prediction of which value and interval have ``offset`` (B, T) added."""
+        moved = {n: getattr(self, n) + offset for n in ("value", "lower", "upper") if getattr(self, n) is not None}
+        return self._replace(**moved)
+
     @classmethod
     def join(cls, parts: Sequence[Prediction]) -> Prediction:
         """Join predictions of consecutive rows."""

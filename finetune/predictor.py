@@ -1,10 +1,10 @@
-"""A predictor: encoders of a pretrained model, joined over the modalities that a sample has, and a head."""
+"""A predictor: encoders of a pretrained model, joined over the modalities that a sample has, and a head; stored too."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +13,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from finetune.adapt.base import ADAPTATIONS, Adaptation
+from finetune.featurizer import Encodings, Featurizer, MakeJoin, SideBySide, fusion_join
 from finetune.heads.base import HEADS, Head
 from finetune.prediction import Prediction
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
 from pretrain.parts import build_encoder, with_weights
-from shards.batch import Batch, move, placeholder
-from shards.errors import CheckpointError, ConfigError, suggest
+from shards.batch import Batch
+from shards.errors import CheckpointError, ConfigError, DataError, suggest
 from shards.plugins import Options
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
@@ -28,56 +30,50 @@ from shards.sealed import sealing, verify
 PREDICTOR = "predictor.json"
 
 
-class Featurizer(nn.Module):
-    """The vectors of several encoders side by side; a learned vector stands in for a missing modality.
+class Predictor(nn.Module):
+    """A featurizer and a head; ``forward`` gives raw outputs, ``predict`` the target in its unit.
 
     Parameters
     ----------
-    encoders : mapping of str to Encoder
-        Modality to its encoder.
+    featurizer, head : Featurizer, Head
+        From a batch to features, from features to raw outputs.
+    delta : tuple of str
+        Labels, one a target, to which the head's predictions are added; empty: none.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+    def __init__(self, featurizer: Featurizer, head: Head, delta: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(dict(encoders))
-        self.specs = {name: encoder.spec for name, encoder in encoders.items()}
-        self.missing = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(encoder.dim)) for name, encoder in encoders.items()}
-        )
-        self.width = sum(encoder.dim for encoder in encoders.values())
+        self.featurizer, self.head, self.delta = featurizer, head, delta
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return features (B, F)."""
-        parts = []
-        for name, encoder in self.encoders.items():
-            mask = batch.present[name]
-            rows = self.missing[name].expand(len(mask), -1)
-            if name in batch.inputs:
-                vectors = encoder(batch.inputs[name]).vector.to(rows.dtype)
-                rows = rows.index_copy(0, mask.nonzero().squeeze(1), vectors)
-            elif self.training:
-                # all ranks must build the same graph; see pretrain.model
-                dummy = encoder(move(placeholder(self.specs[name]), rows.device)).vector
-                rows = rows + 0.0 * dummy.sum().to(rows.dtype)
-            parts.append(rows)
-        return torch.cat(parts, dim=1)
-
-
-class Predictor(nn.Module):
-    """A featurizer and a head; ``forward`` gives raw outputs, ``predict`` the target in its unit."""
-
-    def __init__(self, featurizer: Featurizer, head: Head) -> None:
-        super().__init__()
-        self.featurizer, self.head = featurizer, head
-
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, inputs: Batch | Encodings) -> Tensor:
         """Return the head's raw outputs (B, ...)."""
-        return self.head(self.featurizer(batch))
+        return self.head(self.featurizer(inputs))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
-        """Return predictions for B rows in the targets' units."""
-        return self.head.predict(self(batch))
+        """Return predictions for B rows in the targets' units; ``delta`` must be among the labels of the batch."""
+        encodings = self.featurizer.encode(batch)
+        rows = len(batch.ids)
+        prediction = self.head.predict(self(encodings)[:rows])
+        importance = self.featurizer.importance(encodings)
+        if importance is not None:
+            prediction = prediction._replace(importance=importance[:rows])
+        return prediction.shifted(self._known_part(batch)) if self.delta else prediction
+
+    def _known_part(self, batch: Batch) -> Tensor:
+        """Return the labels (B, T) to which predictions are added."""
+        lacking = [name for name in self.delta if name not in batch.label_names]
+        if not lacking:
+            known = batch.labels[:, [batch.label_names.index(name) for name in self.delta]]
+            if not known.isnan().any():
+                return known
+            row, column = known.isnan().nonzero()[0].tolist()
+            lacking = [f"{self.delta[column]}' of '{batch.ids[row]}"]
+        raise DataError(
+            f"the label '{lacking[0]}' is not known",
+            why=f"the predictor learned what is to be added to {', '.join(self.delta)}",
+            do="give materials with these labels",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +96,16 @@ class PredictorInfo:
         How it was trained; see `finetune.config.RowConfig`.
     metrics : dict
         Validation metrics of the registered seed.
+    adaptation : dict
+        The options of the adaptation.
+    fusion : dict, optional
+        The fusion over the encoders; None: their vectors side by side, or the adaptation's own join.
+    delta : tuple of str
+        Labels, one a target, to which the predictions are added: they must be known in use.
+    start : str, optional
+        The predictor of another property that it started from.
+    calibration : dict, optional
+        What `finetune.calibration.Calibration` found on the validation part.
     """
 
     targets: tuple[str, ...]
@@ -110,19 +116,49 @@ class PredictorInfo:
     foundation_seal: str
     strategy: str
     metrics: dict[str, Any]
+    adaptation: dict[str, Any] = field(default_factory=lambda: {"kind": "frozen"})
+    fusion: dict[str, Any] | None = None
+    delta: tuple[str, ...] = ()
+    start: str | None = None
+    calibration: dict[str, Any] | None = None
 
 
-def build_featurizer(export: Export, modalities: Sequence[str], *, pretrained: bool) -> Featurizer:
+def build_featurizer(
+    export: Export, modalities: Sequence[str], *, pretrained: bool, join: MakeJoin = SideBySide
+) -> Featurizer:
     """Return the featurizer over some modalities of a pretrained model, with its weights or with random ones."""
     for name in modalities:
         if name not in export.specs:
             raise ConfigError(f"the model has no modality '{name}'", why=suggest(name, export.specs))
     if pretrained:
         model = export.build()
-        return Featurizer({name: cast(Encoder, model.encoders[name]) for name in modalities})
+        return Featurizer({name: cast(Encoder, model.encoders[name]) for name in modalities}, join)
     return Featurizer(
-        {name: build_encoder(export.recipe, export.specs[name], export.fitted.get(name, {})) for name in modalities}
+        {name: build_encoder(export.recipe, export.specs[name], export.fitted.get(name, {})) for name in modalities},
+        join,
     )
+
+
+def build_predictor(
+    export: Export,
+    modalities: Sequence[str],
+    head: Options,
+    targets: tuple[str, ...],
+    *,
+    adaptation: Adaptation,
+    fusion: Mapping[str, Any] | None = None,
+    delta: tuple[str, ...] = (),
+    pretrained: bool,
+) -> Predictor:
+    """Return a new predictor over a pretrained model, before its adaptation inserts or freezes anything."""
+    own = adaptation.join()
+    if own is not None and fusion is not None:
+        raise ConfigError(
+            f"'{adaptation.kind}' joins the encoders' outputs by itself", where="rows.*.fusion", do="leave it out"
+        )
+    join = own or (SideBySide if fusion is None else fusion_join(fusion))
+    featurizer = build_featurizer(export, modalities, pretrained=pretrained, join=join)
+    return Predictor(featurizer, build_head(head, featurizer.width, targets), delta)
 
 
 def write_predictor(folder: Path, predictor: Predictor, export: Export, info: PredictorInfo) -> None:
@@ -135,7 +171,7 @@ def write_predictor(folder: Path, predictor: Predictor, export: Export, info: Pr
         write_json(stage / SCHEMA, specs)
         write_json(stage / FITTED, {name: values for name, values in export.fitted.items() if name in kept})
         write_json(stage / PREDICTOR, vars(info))
-        (stage / CARD).write_text(_card(info))
+        (stage / CARD).write_text(model_card(info))
 
 
 def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
@@ -144,7 +180,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
     try:
         tables = {name: json.loads((folder / name).read_text()) for name in (RECIPE, SCHEMA, FITTED, PREDICTOR)}
         stored = tables[PREDICTOR]
-        stored.update({name: tuple(stored[name]) for name in ("targets", "modalities")})
+        stored.update({name: tuple(stored.get(name, ())) for name in ("targets", "modalities", "delta")})
         info = PredictorInfo(**stored)
         specs = {name: ModalitySpec.model_validate(spec) for name, spec in tables[SCHEMA].items()}
         weights = safetensors.torch.load_file(folder / WEIGHTS)
@@ -152,8 +188,20 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
         raise CheckpointError("this is no predictor of matloom", where=folder, why=str(error)) from None
     recipe = parse_recipe(tables[RECIPE], where=str(folder / RECIPE))
     export = Export(recipe=recipe, specs=specs, fitted=with_weights(tables[FITTED]), metrics={}, weights={})
-    featurizer = build_featurizer(export, info.modalities, pretrained=False)
-    predictor = Predictor(featurizer, build_head(HEADS.options(info.head), featurizer.width, info.targets))
+    adaptation: Adaptation = ADAPTATIONS.options(info.adaptation)
+    predictor = build_predictor(
+        export,
+        info.modalities,
+        HEADS.options(info.head),
+        info.targets,
+        adaptation=adaptation,
+        fusion=info.fusion,
+        delta=info.delta,
+        pretrained=False,
+    )
+    adaptation.insert(predictor, stored=True)
+    # as it was called before there were several joins
+    weights = {name.replace("featurizer.missing.", "featurizer.join.missing."): w for name, w in weights.items()}
     try:
         predictor.load_state_dict(weights)
     except RuntimeError as error:
@@ -166,10 +214,34 @@ def build_head(options: Options, width: int, targets: tuple[str, ...]) -> Head:
     return HEADS.get(options.kind)(options, width, targets)
 
 
-def _card(info: PredictorInfo) -> str:
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items()))
-    targets = ", ".join(f"`{name}`" for name in info.targets)
-    return (
-        f"# {', '.join(info.targets)}\n\nPredicts {targets} from {', '.join(info.modalities)} ({info.strategy}), "
-        f"on top of `{info.foundation}` (seal {info.foundation_seal}).\n\n| metric | value |\n|---|---|\n{metrics}\n"
-    )
+def model_card(info: PredictorInfo) -> str:
+    """Return a Markdown card: what is predicted, from what, how it was trained, how good it is, how to use it."""
+    joined = "side by side" if info.fusion is None else f"`{info.fusion['kind']}`"
+    lines = [
+        f"# {', '.join(info.targets)}",
+        "",
+        f"Predicts {', '.join(f'`{name}`' for name in info.targets)} ({info.task}) from {', '.join(info.modalities)}, "
+        f"any of which may be missing.",
+        "",
+        f"- pretrained model: `{info.foundation}` (seal {info.foundation_seal})",
+        f"- training: {info.strategy}, adaptation `{json.dumps(info.adaptation)}`",
+        f"- join of the encoders: {joined}; head `{info.head['kind']}`",
+    ]
+    if info.start:
+        lines.append(f"- started from the predictor `{info.start}`")
+    if info.delta:
+        lines.append(f"- adds its prediction to {', '.join(f'`{name}`' for name in info.delta)}, which must be given")
+    if info.calibration is None:
+        lines.append("- no calibrated intervals")
+    else:
+        level = info.calibration.get("level")
+        lines.append(f"- intervals calibrated on the validation part, to hold the truth in {level:.0%} of the cases")
+    lines += ["", "| metric | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items())]
+    lines += [
+        "",
+        "`val_` metrics are those of the part by which the epoch and the row were chosen: expect a little worse.",
+        "Use: `from finetune import load; load(uri).predict(structure)`.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -139,8 +139,8 @@ class MultimodalModel(nn.Module):
                     z[name] = _placed(self.projections[base](encoded[base].vector).float(), batch, base)
                     continue
                 # one row at least, as for the encoders
-                present = {m: _one_row(mask & (only in ("", m))) for m, mask in batch.present.items()}
-                spread = spread or {m: _spread(encoded[m], batch, m) for m in self.specs}
+                present = {m: at_least_one_row(mask & (only in ("", m))) for m, mask in batch.present.items()}
+                spread = spread or {m: spread_rows(encoded[m], batch, m) for m in self.specs}
                 with span(f"fuse/{base}"):
                     joint = self._fused(base, spread, present, fused.setdefault(only, {}))
                 whole = self.projections[base](joint.vector).float()
@@ -201,17 +201,17 @@ def _placed(vectors: Tensor, batch: Batch, name: str) -> Tensor:
     return empty.index_copy(0, mask.nonzero().squeeze(1), vectors)
 
 
-def _one_row(mask: Tensor) -> Tensor:
+def at_least_one_row(mask: Tensor) -> Tensor:
     return mask if len(mask) else mask.new_zeros(1)
 
 
-def _spread(encoded: Encoded, batch: Batch, name: str) -> Encoded:
+def spread_rows(encoded: Encoded, batch: Batch, name: str) -> Encoded:
     """Place the encoded present rows among all rows of the batch, at least one; those of a placeholder nowhere.
 
     A placeholder has tokens where the encoder gives any, none of them real: whether a fusion reads vectors or tokens,
     it reaches the same parameters on every rank.
     """
-    present = _one_row(batch.present[name])
+    present = at_least_one_row(batch.present[name])
     index = present.nonzero().squeeze(1)
 
     def placed(values: Tensor) -> Tensor:

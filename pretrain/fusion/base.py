@@ -47,10 +47,16 @@ class Fusion(nn.Module):
         The fusion's own ``Config``.
     inputs : mapping of str to Width
         Width of every input, by name.
+
+    Attributes
+    ----------
+    reads_tokens : bool
+        False where it looks at the vectors alone.
     """
 
     Config: ClassVar[type[FusionOptions]] = FusionOptions
     gives_tokens: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = True
     dim: int
 
     def __init__(self, config: Any, inputs: Mapping[str, Width]) -> None:

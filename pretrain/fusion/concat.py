@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class Concat(Fusion):
         dim: int = Field(256, gt=0)
         hidden: int = Field(0, ge=0)
         dropout: float = Field(0.0, ge=0, lt=1)
+
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, config: Config, inputs: Mapping[str, Width]) -> None:
         super().__init__(config, inputs)

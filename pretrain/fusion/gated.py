@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -69,6 +69,7 @@ class Gated(Fusion):
             return self
 
     entropy: Tensor
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, config: Config, inputs: Mapping[str, Width]) -> None:
         super().__init__(config, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,8 @@ class LowRankTensor(Fusion):
         kind: Literal["low_rank_tensor"] = "low_rank_tensor"
         dim: int = Field(256, gt=0)
         rank: int = Field(4, gt=0)
+
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, config: Config, inputs: Mapping[str, Width]) -> None:
         super().__init__(config, inputs)

@@ -34,7 +34,7 @@ def predictor(export_folder: Path) -> Predictor:
     torch.manual_seed(0)
     featurizer = build_featurizer(read_export(export_folder), INFO.modalities, pretrained=True)
     predictor = Predictor(featurizer, build_head(HEADS.options(OPTIONS), featurizer.width, INFO.targets))
-    torch.nn.init.normal_(predictor.featurizer.missing["b"])
+    torch.nn.init.normal_(predictor.featurizer.join.missing["b"])
     return predictor.eval()
 
 
@@ -75,7 +75,7 @@ def test_missing_modalities_get_the_learned_vector_and_influence_no_other_row(
     alone = torch.cat([predictor.predict(collate([sample], specs)).value[:, 0] for sample in samples])
     assert torch.allclose(together, alone, atol=1e-5)
     with torch.no_grad():
-        predictor.featurizer.missing["b"] += 1.0
+        predictor.featurizer.join.missing["b"] += 1.0
     moved = (predictor.predict(collate(samples, specs)).value[:, 0] - together).abs() > 1e-6
     assert moved.nonzero().squeeze(1).tolist() == lacking
 

@@ -168,7 +168,7 @@ def test_a_placeholder_that_skips_its_tokens_would_be_caught(monkeypatch: pytest
         zero = 0.0 * encoded.vector.sum() + 0.0 * encoded.tokens.sum()  # type: ignore[union-attr]
         return Encoded(encoded.vector.new_zeros(max(1, len(batch.ids)), 6) + zero)
 
-    monkeypatch.setattr("pretrain.model._spread", touched)
+    monkeypatch.setattr("pretrain.model.spread_rows", touched)
     assert forward(net, collated(BATCHES["no rows"]))[2] != right
 
 
