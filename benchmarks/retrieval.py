@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from descriptor_baseline import baseline
 
-from finetune.evaluate import retrieval_table
+from finetune.evaluations.retrieval import retrieval_table
 from finetune.loading import load_foundation
 from launch.start import deepspeed_command, ranks_here, run
 from shards.locate import build_embedded

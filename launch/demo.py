@@ -97,7 +97,7 @@ class Demo:
 
     def evaluate(self) -> list[Any]:
         """Measure retrieval on the test part, for the first and only time, and draw the plots."""
-        from finetune.evaluate import retrieval_table
+        from finetune.evaluations.retrieval import retrieval_table
         from finetune.loading import load_foundation
         from finetune.report import latent_map
         from finetune.search import Index

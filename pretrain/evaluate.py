@@ -92,7 +92,8 @@ def retrieval(
     Returns
     -------
     list of dict
-        ``query``, ``target``, ``n`` (gallery), ``recall_at_k`` and ``chance_at_k``, ``median_rank``, ``mrr``.
+        ``query``, ``target``, ``n`` (gallery), ``recall_at_k`` and ``chance_at_k``, ``mean_rank``, ``median_rank``,
+        ``mrr``.
     """
     complete = torch.stack(list(present.values())).all(dim=0)
     rows: list[Row] = []
@@ -106,7 +107,8 @@ def retrieval(
         for k in ks:
             row[f"recall_at_{k}"] = float((rank <= k).double().mean())
             row[f"chance_at_{k}"] = min(1.0, k / n)
-        rows.append({**row, "median_rank": float(rank.median()), "mrr": float((1 / rank).mean())})
+        row |= {"mean_rank": float(rank.mean()), "median_rank": float(rank.median()), "mrr": float((1 / rank).mean())}
+        rows.append(row)
     return rows
 
 

@@ -80,4 +80,15 @@ class Evaluation(Options):
         """Evaluate."""
 
 
-EVALUATIONS: Registry[type[Evaluation]] = Registry("evaluation", {})
+EVALUATIONS: Registry[type[Evaluation]] = Registry(
+    "evaluation",
+    {
+        "retrieval": "finetune.evaluations.retrieval",
+        "missing": "finetune.evaluations.missing",
+        "noise": "finetune.evaluations.noise",
+        "ood": "finetune.evaluations.ood",
+        "probes": "finetune.evaluations.probes",
+        "latent_map": "finetune.evaluations.latent_map",
+        "interpretability": "finetune.evaluations.interpretability",
+    },
+)

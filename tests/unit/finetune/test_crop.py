@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe
-from finetune.evaluate import retrieval_table
+from finetune.evaluations.retrieval import retrieval_table
 from finetune.loading import Foundation, PropertyModel, load, load_foundation
 from finetune.search import Index
 from pretrain.config import parse_recipe
