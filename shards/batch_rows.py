@@ -44,7 +44,8 @@ def pick_rows(batch: Batch, specs: Mapping[str, ModalitySpec], rows: Tensor) -> 
 
 def _picked(inputs: Inputs, spec: ModalitySpec, place: Tensor) -> Inputs:
     if spec.kind == "text":
-        return {"text": [inputs["text"][i] for i in place.tolist()]}
+        texts = cast(list[str], inputs["text"])
+        return {"text": [texts[i] for i in place.tolist()]}
     found: Inputs = {}
     elements: dict[str, Tensor] = {}
     shifts: dict[str, Tensor] = {}

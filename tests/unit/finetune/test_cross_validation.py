@@ -38,7 +38,7 @@ def near_copies(count: int = 60, copies: int = 5, seed: int = 0) -> tuple[np.nda
 
 
 def forest(fold: Fold) -> RandomForestRegressor:
-    return RandomForestRegressor(40, random_state=0)
+    return RandomForestRegressor(20, random_state=0)
 
 
 def test_near_copies_look_like_knowledge_unless_groups_stay_together() -> None:
