@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from finetune.adapt.base import Adaptation
+from finetune.calibration import Calibration
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
 from finetune.heads.base import HEADS
@@ -241,20 +241,13 @@ class Comparison:
         if uri:
             self.report(f"registered {uri}")
 
-    def _calibration(self, best: Best) -> dict[str, Any] | None:
-        """Fit intervals to the validation part; None where predictions are no values."""
-        if self.task != "regression":
-            return None
-        if importlib.util.find_spec("finetune.calibration") is None:
-            return None
-        from finetune.calibration import Calibration
-
-        rows = self.data.parts["val"]
-        predictor = best.predictor.to(self.accelerator.device)
+    def _calibration(self, best: Best) -> dict[str, Any]:
+        """Fit intervals, or the temperature of probabilities, to the validation part."""
         batches = self.data.batches(best.row.modalities, "val", self.recipe.deltas)
-        prediction = Prediction.join([predictor.predict(batch) for batch in batches]).map(Tensor.cpu)
-        best.predictor.cpu()
-        return Calibration.fit(prediction, rows.targets, level=self.recipe.interval).model_dump(mode="json")
+        prediction = Prediction.join([best.predictor.predict(batch.to("cpu")) for batch in batches])
+        targets = self.data.parts["val"].targets
+        found = Calibration.fit(prediction, targets, level=self.recipe.interval, task=self.task)
+        return found.model_dump(mode="json")
 
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""

@@ -30,17 +30,19 @@ def still(module: M) -> M:
 def freeze_except(module: nn.Module, trained: Collection[nn.Parameter]) -> None:
     """Freeze everything in a module but some of its parameters.
 
-    A submodule that holds none of them stays in evaluation mode for good; the statistics of a normalisation do not
-    move, whether or not its scale is trained.
+    A submodule that holds none of them stays in evaluation mode for good. Of a layer that holds some, the statistics
+    move where all its parameters are trained.
     """
     kept = set(trained)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter in kept)
     if not any(parameter in kept for parameter in module.parameters()):
-        if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        # a dropout between trained layers goes on
+        if [*module.parameters(), *module.buffers()]:
             still(module)
         return
-    if next(module.buffers(recurse=False), None) is not None and not list(module.children()):
+    own = list(module.parameters(recurse=False))
+    if not kept.issuperset(own) and list(module.buffers(recurse=False)) and not list(module.children()):
         still(module)
     for child in module.children():
         freeze_except(child, kept)

@@ -201,11 +201,11 @@ class PropertyModel(Loaded):
         seen = [self.as_evaluated(sample) for sample in samples]
         parts = [seen[i : i + batch_size] for i in range(0, len(seen), batch_size)]
         device = device_of(self.predictor)
-        batches = (collate(part, self.specs) for part in parts)
-        none = [] if parts else [_placeholders(self.as_evaluated.specs)]
+        batches = (collate(part, self.specs, self.info.delta) for part in parts)
+        none = [] if parts else [_placeholders(self.as_evaluated.specs, self.info.delta)]
         rows = [self.predictor.predict(batch.to(device)).map(Tensor.cpu) for batch in chain(batches, none)]
         prediction = Prediction.join(rows).map(lambda part: part[: len(samples)])
-        stored = getattr(self.info, "calibration", None)
+        stored = self.info.calibration
         if stored is None or not calibrated:
             return prediction
         from finetune.calibration import Calibration
@@ -218,14 +218,15 @@ def device_of(network: torch.nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _placeholders(specs: Mapping[str, ModalitySpec]) -> Batch:
+def _placeholders(specs: Mapping[str, ModalitySpec], labels: tuple[str, ...]) -> Batch:
     """Return one dummy row: what is predicted for no material has the columns that any prediction has."""
     here = torch.ones(1, dtype=torch.bool)
     return Batch(
         ids=[""],
         present=dict.fromkeys(specs, here),
         inputs={name: placeholder(spec) for name, spec in specs.items()},
-        labels=torch.zeros(1, 0),
+        labels=torch.zeros(1, len(labels)),
+        label_names=labels,
         groups=torch.zeros(1, dtype=torch.int64),
     )
 

@@ -234,8 +234,8 @@ def model_card(info: PredictorInfo) -> str:
     if info.calibration is None:
         lines.append("- no calibrated intervals")
     else:
-        level = info.calibration.get("level")
-        lines.append(f"- intervals calibrated on the validation part, to hold the truth in {level:.0%} of the cases")
+        what = "probabilities" if info.task != "regression" else f"intervals, for {info.calibration['level']:.0%},"
+        lines.append(f"- {what} calibrated on the validation part (`{info.calibration['score']}`)")
     lines += ["", "| metric | value |", "|---|---|"]
     lines += [f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items())]
     lines += [

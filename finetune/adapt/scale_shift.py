@@ -124,9 +124,11 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, ..., D); rows with all modalities, or none, come back as they are."""
         shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
+        # a batch without rows has one where it is joined
+        number = self.subset.number[: len(x)]
         # one set more, which is no parameter, for the rows that are left alone
-        gamma = F.pad(self.gamma, (0, 0, 0, 1), value=1.0)[self.subset.number].view(shape)
-        beta = F.pad(self.beta, (0, 0, 0, 1))[self.subset.number].view(shape)
+        gamma = F.pad(self.gamma, (0, 0, 0, 1), value=1.0)[number].view(shape)
+        beta = F.pad(self.beta, (0, 0, 0, 1))[number].view(shape)
         return gamma * x + beta
 
 
