@@ -1,0 +1,201 @@
+"""Models on the Hugging Face hub: down, verified against their sealed hashes, and up, as safetensors, config and card.
+
+A model that is published here is a sealed folder as `finetune.load` reads it, with a ``config.json`` and ``README.md``
+beside the rest. Of a repository only what its seal names is fetched, and nothing but safetensors, JSON and Markdown:
+no pickle, no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import Tensor, nn
+
+from pretrain.export import CARD, WEIGHTS, contiguous
+from shards.cache import cache_folder
+from shards.errors import CheckpointError, MatloomError, RegistryError
+from shards.sealed import SEAL, sealing, verify
+
+SCHEME = "hf://"
+REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+ALLOWED = (".safetensors", ".json", ".md")
+CONFIG, README = "config.json", "README.md"
+
+
+def download(uri: str, *, token: str | bool | None = None) -> Path:
+    """Fetch a model from the hub into the cache, and verify it.
+
+    Parameters
+    ----------
+    uri : str
+        ``hf://org/name``, ``org/name``, either with ``@revision``: a branch, a tag or a commit. ``HF_ENDPOINT`` names
+        another hub. Without a connection, what is in the cache is taken.
+    token : str or bool, optional
+        Where not given, that of ``hf auth login`` or ``HF_TOKEN``.
+
+    Returns
+    -------
+    Path
+        A sealed folder; read only.
+
+    Raises
+    ------
+    RegistryError
+        Where there is no such model, the hub cannot be reached, or the repository holds no model of matloom.
+    CheckpointError
+        Where a file differs from what was sealed.
+    """
+    match = REPOSITORY.fullmatch(uri.removeprefix(SCHEME))
+    if match is None:
+        raise RegistryError(f"'{uri}' names no model of a hub", do="write hf://organisation/name, or add @revision")
+    options: dict[str, Any] = {
+        "cache_dir": cache_folder() / "hub",
+        "endpoint": os.environ.get("HF_ENDPOINT"),
+        "library_name": "matloom",
+        "token": token,
+    }
+    try:
+        seal = Path(hf_hub_download(match["repo"], SEAL, revision=match["revision"], **options))
+        names = _sealed_names(seal, uri)
+        # the commit that the seal is of: a branch may move between two requests
+        commit = seal.parent.name
+        folder = Path(snapshot_download(match["repo"], revision=commit, allow_patterns=[*names, SEAL], **options))
+    except MatloomError:
+        raise
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        raise _refused(uri, error) from None
+    verify(folder, error=CheckpointError)
+    return folder
+
+
+def _sealed_names(seal: Path, uri: str) -> list[str]:
+    """Return the names in a seal that may be fetched, as patterns that match these alone."""
+    try:
+        names = list(json.loads(seal.read_text())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("the seal is damaged", where=uri, why=repr(error)) from None
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(ALLOWED) or "/" in name:
+            raise CheckpointError(
+                f"the model holds '{name}'", where=uri, why=f"nothing but {', '.join(ALLOWED)} is ever fetched"
+            )
+    return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+
+
+def _refused(uri: str, error: Exception) -> RegistryError:
+    reasons = {
+        RevisionNotFoundError: ("the model has no such revision", "check what stands behind the @"),
+        RepositoryNotFoundError: ("the hub has no such model, or not for you", "check the name; hf auth login"),
+        LocalEntryNotFoundError: ("the hub cannot be reached, and the model is not in the cache", "try again"),
+        EntryNotFoundError: ("this is no model of matloom", "matloom export writes one that can be uploaded"),
+    }
+    kind = next((kind for kind in reasons if isinstance(error, kind)), None)
+    what, do = reasons[kind] if kind else ("the hub cannot be read", "check HF_ENDPOINT and the connection")
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return RegistryError(what, where=uri, why=why, do=do)
+
+
+class HubModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="matloom",
+    tags=["materials-science", "multimodal"],
+):
+    """The network of a sealed folder with ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``.
+
+    What it saves, `finetune.load` and `from_pretrained` both read; weights that were changed are saved as they are.
+
+    Parameters
+    ----------
+    folder : str
+        A sealed folder that pretraining or fine-tuning wrote.
+
+    Attributes
+    ----------
+    model : Foundation or PropertyModel
+        What `finetune.load` gives of the folder.
+    network : MultimodalModel or Predictor
+        Its network.
+    """
+
+    def __init__(self, folder: str) -> None:
+        from finetune.loading import PropertyModel, load
+
+        super().__init__()
+        self.model = load(folder)
+        self.network: nn.Module = (
+            self.model.predictor if isinstance(self.model, PropertyModel) else cast(nn.Module, self.model.model)
+        )
+        others = (path for path in sorted(Path(folder).iterdir()) if path.name not in (WEIGHTS, SEAL))
+        self.files = {path.name: path.read_bytes() for path in others}
+        self._hub_mixin_config = self._config()
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network."""
+        return self.network(batch)
+
+    def save_pretrained(self, save_directory: Path | str, **options: Any) -> str | None:
+        """Write a sealed folder; options are those of ``huggingface_hub.ModelHubMixin.save_pretrained``."""
+        push = {name: options.pop(name) for name in ("push_to_hub", "repo_id") if name in options}
+        with sealing(Path(save_directory)) as stage:
+            super().save_pretrained(stage, **options)
+        if not push.get("push_to_hub"):
+            return None
+        return str(self.push_to_hub(push.get("repo_id") or Path(save_directory).name))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name, data in self.files.items():
+            if name not in (CONFIG, README):
+                (save_directory / name).write_bytes(data)
+        safetensors.torch.save_file(contiguous(self.network.state_dict()), save_directory / WEIGHTS)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        map_location: str = "cpu",
+    ) -> HubModel:
+        """Load from a sealed folder or from the hub, verified against the seal; there is no fall-back to pickle."""
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).is_dir():
+            name = str(download(f"{name}@{revision}" if revision else name, token=token))
+        return cls(name).to(map_location)
+
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """Return the model's own card under the table of metadata that the hub reads."""
+        metadata = self._hub_mixin_info.model_card_data.to_yaml()
+        return ModelCard(f"---\n{metadata}\n---\n\n{self.files.get(CARD, b'').decode()}")
+
+    def _config(self) -> dict[str, Any]:
+        """Return what one may want to know of a model without loading it."""
+        from finetune.loading import PropertyModel
+
+        count = sum(cast(Tensor, p).numel() for p in self.network.parameters())
+        if isinstance(self.model, PropertyModel):
+            info = self.model.info
+            own: dict[str, Any] = {
+                "targets": list(info.targets),
+                "task": info.task,
+                "modalities": list(info.modalities),
+            }
+            return {"model_type": "matloom-predictor", **own, "head": info.head, "parameters": count}
+        recipe = self.model.export.recipe
+        own = {"name": recipe.name, "modalities": self.model.modalities, "dim": recipe.projection.dim}
+        return {"model_type": "matloom-foundation", **own, "parameters": count}
