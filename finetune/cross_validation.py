@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -110,7 +110,8 @@ def cross_validate(
     Parameters
     ----------
     make_model : callable
-        Fold to a new, unfitted model; it may look at the fold, to choose inner folds by the groups of its rows.
+        Fold to a new, unfitted model; ``fold.train`` are the very rows that the model will get, in their order, so that
+        it can choose inner folds by their groups.
     features : ndarray, sequence or dict of these
         N rows.
     targets : ndarray
@@ -138,7 +139,7 @@ def cross_validate(
             raise DataError(f"no target of the training rows is known in {fold.name}")
         if resample is not None:
             rows = rows[resample(targets[rows], np.random.default_rng([seed, number]))]
-        model = make_model(fold)
+        model = make_model(replace(fold, train=rows))
         model.fit(take(features, rows), targets[rows])
         models.append(model)
         predictions.append(np.asarray(model.predict(take(features, fold.test)), np.float64))

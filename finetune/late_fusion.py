@@ -18,7 +18,7 @@ from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import ElasticNet, Lasso
 
 from finetune.cross_validation import Model, OutOfFold, cross_validate, take
-from finetune.folds import FoldPlan, make_folds
+from finetune.folds import Fold, FoldPlan, make_folds
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.schema import Strict
 from shards.splits import SampleInfo
@@ -244,7 +244,8 @@ class LateFused:
     options : LateFusionOptions
         How they are weighted.
     groups : sequence of str
-        Of the rows that ``fit`` will get: records of one group are in one inner fold.
+        Of the rows that ``fit`` will get (``fold.train`` of the fold that a model is made for): records of one group
+        are in one inner fold.
     folds, seed : int, int
         Inner folds, and what they are drawn by.
     """
@@ -268,23 +269,20 @@ class LateFused:
             raise DataError(f"there are {len(self.groups)} groups for {len(targets)} rows")
         infos = [SampleInfo(id=str(row), group=group) for row, group in enumerate(self.groups)]
         inner = make_folds(FoldPlan(folds=self.folds, seed=self.seed), infos)
-        self.fusion = fit_out_of_fold(
-            self.options,
-            {
-                # the outer call has looked for copies among the rows already
-                name: cross_validate(
-                    lambda fold, make=make: WherePresent(make()), features[name], targets, inner, duplicates="allow"
-                )
-                for name, make in self.branches.items()
-            },
-            seed=self.seed,
-        )
+        found = {name: self._out_of_fold(name, features[name], targets, inner) for name in self.branches}
+        self.fusion = fit_out_of_fold(self.options, found, seed=self.seed)
         self.models = {name: WherePresent(make()).fit(features[name], targets) for name, make in self.branches.items()}
         return self
 
     def predict(self, features: Mapping[str, Any]) -> np.ndarray:
         """Return (N,)."""
         return self.fusion.predict({name: model.predict(features[name]) for name, model in self.models.items()})
+
+    def _out_of_fold(self, name: str, features: Any, targets: np.ndarray, inner: Sequence[Fold]) -> OutOfFold:
+        # copies among the rows were looked for by the outer call
+        return cross_validate(
+            lambda fold: WherePresent(self.branches[name]()), features, targets, inner, duplicates="allow"
+        )
 
 
 def _fit(
