@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from launch.evaluate_cli import evaluate
+from launch.export_cli import export
 from launch.guard import guarded
 from launch.options import Config, DryRun, Json, Out, Set, show
 from launch.search_cli import search
@@ -134,7 +135,7 @@ def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = 
     raise typer.Exit(run(command))
 
 
-for command in (predict, embed, search, evaluate):
+for command in (predict, embed, export, search, evaluate):
     app.command()(command)
 
 
