@@ -68,9 +68,9 @@ class LateFusionOptions(Strict):
 class LateFusion(Strict):
     """Fitted weights of M branches.
 
-    A row gets ``centre + sum_m w_m (p_m - centre)`` over the branches that are there, their weights scaled so that they
-    add up to what all of them do; where these have (almost) none, they share it equally. A row without any branch
-    gets the centre.
+    A row gets ``centre + sum_m w_m (p_m - centre)`` over the branches that are there, their weights scaled up until they
+    add up to what all of them do, or to 1 if that is less; where they have (almost) none, they share it equally. A
+    row without any branch gets the centre.
 
     Attributes
     ----------
@@ -101,12 +101,14 @@ class LateFusion(Strict):
         """Combine predictions (N,) of each branch, NaN where its modality is missing; a branch may be left out."""
         table = self._table(predictions) - self.centre
         there = ~np.isnan(table)
-        weights, total = np.array(self.weights), float(np.sum(self.weights))
-        present = there @ weights
-        count = there.sum(1)
-        usable = present * total > LEAST_SHARE * total**2
-        scaled = weights * np.divide(total, present, out=np.ones_like(present), where=usable)[:, None]
-        equal = np.full(table.shape, total) / np.maximum(count, 1)[:, None]
+        weights = np.array(self.weights)
+        # each branch predicts the target itself: beyond 1, the sum of complementary ones, a single one would overshoot
+        goal = max(0.0, min(float(weights.sum()), 1.0))
+        present, count = there @ weights, there.sum(1)
+        usable = present > LEAST_SHARE * goal
+        factor = np.maximum(1.0, np.divide(goal, present, out=np.ones_like(present), where=usable))
+        scaled = weights * factor[:, None]
+        equal = np.full(table.shape, goal) / np.maximum(count, 1)[:, None]
         every = (count == len(weights))[:, None]
         weight = np.where(every, weights, np.where(usable[:, None], scaled, equal))
         return self.centre + np.where(there, weight * table, 0.0).sum(1)

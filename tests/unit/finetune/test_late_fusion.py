@@ -152,6 +152,9 @@ def test_weights_are_scaled_up_over_what_is_there() -> None:
     assert fusion.predict({"a": 3 * one, "b": gone, "c": 9 * one}) == pytest.approx(1 + 0.9 * 2)
     # c alone has no weight that could be scaled: what there is counts by itself
     assert fusion.predict({"a": gone, "b": gone, "c": 9 * one}) == pytest.approx(1 + 0.9 * 8)
+    # two halves of a sum: one of them alone predicts what it predicts, not twice that
+    halves = LateFusion(method="nnls", branches=("a", "b"), weights=(1.0, 1.0), centre=0.0)
+    assert halves.predict({"a": 3 * one, "b": gone}) == pytest.approx(3.0)
     # the wrong variant: a missing prediction counted as 0
     assert pytest.approx(float(fusion.predict({"a": 3 * one, "b": gone, "c": gone})[0])) != 0.6 * 3
 
