@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
 
 from finetune.adapt.base import Adaptation
 from finetune.calibration import Calibration

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from finetune.adapt.base import ADAPTATIONS, Adaptation
 from finetune.adapt.full import stages
 from finetune.encodings import EncodedRows
+from finetune.featurizer import Encodings
 from finetune.predictor import Predictor
+from pretrain.encoders.base import Encoded
 from shards.errors import ConfigError
 from tests.unit.finetune.predictors import OPTIM, batch, digest, predictor, train
 
@@ -142,28 +145,25 @@ def test_cached_encodings_give_what_the_batches_give(kind: str) -> None:
 
 
 def test_an_attentive_probe_finds_what_tokens_hold_and_their_mean_does_not() -> None:
-    """Which of the tokens is the loud one says the class; the pooled vector is the same for all."""
+    """Which of the tokens is the loud one says the class; the mean of the tokens is the same for all."""
     torch.manual_seed(0)
-    made, adaptation = predictor(("a",), {"kind": "attentive", "dim": 16, "heads": 2})
-    rows, width = 200, made.featurizer.join.inputs["a"].dim
-    position = torch.randn(4, width)
+    rows, width, there = 200, 6, torch.ones(200).bool()
     which = torch.randint(4, (rows,))
-    loud = torch.nn.functional.one_hot(which, 4)[..., None] * 3.0
-    tokens = position + loud * torch.ones(width)
-    from finetune.featurizer import Encodings
-    from pretrain.encoders.base import Encoded
-
-    data = Encodings(
-        {"a": Encoded(tokens.mean(dim=1), tokens, torch.ones(rows, 4).bool())}, {"a": torch.ones(rows).bool()}
-    )
+    tokens = torch.randn(4, width) + 3.0 * one_hot(which, 4)[..., None]
     y = (which == 0).float()[:, None]
+    mean = tokens.mean(dim=1)
+    seen = {
+        "tokens": Encoded(mean, tokens, torch.ones(rows, 4).bool()),
+        "mean": Encoded(mean, mean[:, None], torch.ones(rows, 1).bool()),
+    }
     errors = {}
-    for name, inputs in {"tokens": data, "mean": Encodings({"a": Encoded(data.encoded["a"].vector, data.encoded["a"].vector[:, None], torch.ones(rows, 1).bool())}, data.present)}.items():  # fmt: skip
+    for name, encoded in seen.items():
         made, adaptation = predictor(("a",), {"kind": "attentive", "dim": 16, "heads": 2})
-        optimizer = torch.optim.Adam([p for g in adaptation.groups(made, OPTIM) for p in g["params"]], lr=0.01)
+        parameters = [p for group in adaptation.groups(made, OPTIM) for p in group["params"]]
+        optimizer = torch.optim.Adam(parameters, lr=0.01)
         for _ in range(150):
             optimizer.zero_grad()
-            loss = (made(inputs) - y).square().mean()
+            loss = (made(Encodings({"a": encoded}, {"a": there})) - y).square().mean()
             loss.backward()
             optimizer.step()
         errors[name] = loss.item()

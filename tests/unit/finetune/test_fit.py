@@ -1,4 +1,4 @@
-"""The training loop: batches that are taken together, noise on features, two variations that must be predicted alike."""
+"""The training loop: batches that are taken together, noise on features, two variations predicted alike."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def slices(x: Tensor, y: Tensor, size: int, twin: Tensor | None = None, offset: 
     return batches
 
 
-def trained(head: nn.Module, train: Batches, validation: Batches, *, epochs: int = 4, lr: float = 0.01, **options: Any) -> dict[str, float]:  # fmt: skip
+def trained(
+    head: nn.Module, train: Batches, validation: Batches, *, epochs: int = 4, lr: float = 0.01, **options: Any
+) -> dict[str, float]:
     schedule = Schedule(
         groups=[{"params": list(head.parameters()), "lr": lr}],
         epochs=epochs, weight_decay=0.0, grad_clip=HUGE, **options,
@@ -87,7 +89,7 @@ def noisy_rows(x: Tensor) -> tuple[EncodedRows, dict[str, Any]]:
 
 
 def test_training_a_linear_model_on_noise_is_ridge_with_a_penalty_for_each_feature() -> None:
-    """Bishop, Neural Comput. 7, 108 (1995): the expected loss adds n (f sigma_j)^2 w_j^2. Three wrong variants are far."""
+    """Bishop, Neural Comput. 7, 108 (1995): noise adds n (f sigma_j)^2 w_j^2. Three wrong variants are far."""
     f, draws = 0.5, 3000
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 5, generator=generator) * torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0])
