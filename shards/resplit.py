@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,22 @@ def add_split(folder: Path, name: str, plan: SplitPlan) -> Split:
     DataError
         Where there is a split of that name, a sample lacks what the plan goes by, or a file is damaged.
     """
+
+    def split(dataset: Dataset) -> Split:
+        return make_split(plan, sample_infos(dataset, plan), _vectors(dataset, plan))
+
+    return publish_split(folder, name, split)
+
+
+def publish_split(folder: Path, name: str, split_of: Callable[[Dataset], Split]) -> Split:
+    """Publish a data set anew with a division that ``split_of`` makes of it; see `add_split`."""
     with alone(folder):
         # what is damaged must not be sealed anew
         files = verify(folder, error=DataError)
         dataset = Dataset(folder)
         if name in dataset.manifest.splits:
             raise DataError(f"the data set has a split '{name}' already", where=folder, do="choose another name")
-        split = make_split(plan, sample_infos(dataset, plan), _vectors(dataset, plan))
+        split = split_of(dataset)
         manifest = dataset.manifest.model_copy(update={"splits": {**dataset.manifest.splits, name: split}})
         with sealing(folder) as stage:
             for name_of_file in sorted(set(files) - {MANIFEST}):

@@ -1,0 +1,1 @@
+"""Files of public leaderboards, written from predictions and validated against their documented formats."""
