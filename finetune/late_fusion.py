@@ -68,9 +68,9 @@ class LateFusionOptions(Strict):
 class LateFusion(Strict):
     """Fitted weights of M branches.
 
-    A row gets ``centre + sum_m w_m (p_m - centre)`` over the branches that are there, their weights scaled up until they
-    add up to what all of them do, or to 1 if that is less; where they have (almost) none, they share it equally. A
-    row without any branch gets the centre.
+    A row gets ``centre + sum_m w_m (p_m - centre)`` over the branches that are there, their weights scaled up until
+    they add up to what all of them do, or to 1 if that is less; where they have (almost) none, they share it equally.
+    A row without any branch gets the centre.
 
     Attributes
     ----------

@@ -8,11 +8,10 @@ import numpy as np
 from pydantic import Field
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from finetune.estimators.base import ESTIMATORS, REGRESSION, Fitted
 from finetune.estimators.chosen import chosen
-from finetune.estimators.scikit import ScikitEstimator, imputer
+from finetune.estimators.scikit import ScikitEstimator, standardised
 
 
 @ESTIMATORS.register("knn")
@@ -42,6 +41,6 @@ class Knn(ScikitEstimator):
         """Return the search."""
         kind = KNeighborsRegressor if task == REGRESSION else KNeighborsClassifier
         neighbours = kind(n_neighbors=self.neighbours[0], weights=self.weights)
-        pipeline = make_pipeline(imputer(), StandardScaler(), neighbours)
+        pipeline = make_pipeline(*standardised(), neighbours)
         grid = {f"{pipeline.steps[-1][0]}__n_neighbors": list(self.neighbours)}
         return chosen(pipeline, grid, task=task, seed=seed, folds=folds)

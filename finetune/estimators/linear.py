@@ -14,7 +14,7 @@ from finetune.estimators.base import CLASSIFICATION, REGRESSION, Fitted
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Fitted):
-    """Scores ``((x - mean) / scale) @ weight.T + bias`` of filled features x, then a link for classes.
+    """Scores ``z @ weight.T + bias``, z = (x - mean) / scale clipped to the limit, then a link for classes.
 
     Attributes
     ----------
@@ -22,6 +22,8 @@ class Linear(Fitted):
         See `finetune.heads.base.Head`.
     fill, mean, scale : ndarray
         (F,): what stands in for NaN, and the standardisation, all of the training rows.
+    limit : ndarray
+        () greatest absolute value of a standardised feature.
     weight, bias : ndarray
         (S, F) and (S,): one score, or one a class of ``multiclass`` beyond two.
     classes : ndarray
@@ -32,19 +34,21 @@ class Linear(Fitted):
     fill: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+    limit: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
     classes: np.ndarray
 
     @classmethod
     def of(cls, pipeline: Pipeline, task: str) -> Linear:
-        """Return the arrays of a fitted pipeline of imputer, scaler and linear model."""
-        imputer, scaler, model = (step for _, step in pipeline.steps)
+        """Return the arrays of a fitted pipeline of imputer, scaler, clipping and linear model."""
+        imputer, scaler, clip, model = (step for _, step in pipeline.steps)
         return cls(
             task=task,
             fill=imputer.statistics_,
             mean=scaler.mean_,
             scale=scaler.scale_,
+            limit=np.array(clip.kw_args["a_max"]),
             weight=np.atleast_2d(model.coef_),
             bias=np.atleast_1d(model.intercept_),
             classes=np.zeros(0) if task == REGRESSION else model.classes_,
@@ -60,7 +64,10 @@ class Linear(Fitted):
             classes, counts = np.unique(targets, return_counts=True)
             bias = np.log(counts / counts.sum())
         weight = np.zeros((len(bias), width))
-        return cls(task=task, fill=zeros, mean=zeros, scale=ones, weight=weight, bias=bias, classes=classes)
+        limit = np.array(np.inf)
+        return cls(
+            task=task, fill=zeros, mean=zeros, scale=ones, limit=limit, weight=weight, bias=bias, classes=classes
+        )
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Return (N,) predictions; see `Fitted.predict`."""
@@ -85,7 +92,8 @@ class Linear(Fitted):
 
     def _scores(self, features: np.ndarray) -> np.ndarray:
         filled = np.where(np.isnan(features), self.fill, features)
-        return (filled - self.mean) / self.scale @ self.weight.T + self.bias
+        z = ((filled - self.mean) / self.scale).clip(-self.limit, self.limit)
+        return z @ self.weight.T + self.bias
 
 
 def placed(shares: np.ndarray, classes: np.ndarray) -> np.ndarray:

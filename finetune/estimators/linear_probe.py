@@ -8,11 +8,10 @@ import numpy as np
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from finetune.estimators.base import ESTIMATORS, REGRESSION, Fitted
 from finetune.estimators.linear import Linear
-from finetune.estimators.scikit import ScikitEstimator, imputer
+from finetune.estimators.scikit import ScikitEstimator, standardised
 
 
 @ESTIMATORS.register("linear_probe")
@@ -43,7 +42,7 @@ class LinearProbe(ScikitEstimator):
             regression = LogisticRegression(max_iter=self.max_iter)
         else:
             regression = LogisticRegressionCV(Cs=self.inverse_strengths, cv=folds, max_iter=self.max_iter)
-        return make_pipeline(imputer(), StandardScaler(), regression)
+        return make_pipeline(*standardised(), regression)
 
     def fitted(self, model: Any, task: str) -> Fitted:
         """Return the arrays of the model."""

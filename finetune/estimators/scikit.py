@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from finetune.estimators.base import REGRESSION, Estimator, Fitted
 from finetune.estimators.linear import Linear, placed, predicted
 from shards.errors import DataError
 
 INNER_FOLDS = 5
+# standard deviations beyond which a feature says no more
+LIMIT = 10.0
 
 
 class ScikitEstimator(Estimator):
@@ -60,6 +63,15 @@ class ScikitFitted(Fitted):
 def imputer() -> SimpleImputer:
     """Return what fills unknown features by the mean of the rows that it is fitted to; of an unknown column by 0."""
     return SimpleImputer(keep_empty_features=True)
+
+
+def standardised() -> list[Any]:
+    """Return the steps that fill, standardise and clip features, for models that look at their size.
+
+    Of a feature that is nearly constant in the training rows (a magnetic moment, where one material in a thousand has
+    one) a held-out row can be millions of standard deviations away; a linear model would follow it.
+    """
+    return [imputer(), StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -LIMIT, "a_max": LIMIT})]
 
 
 def checked(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from sklearn.svm import SVR
 
 from finetune.estimators.base import ESTIMATORS, REGRESSION
 from finetune.estimators.chosen import chosen
-from finetune.estimators.scikit import ScikitEstimator, imputer
+from finetune.estimators.scikit import ScikitEstimator, standardised
 from shards.errors import ConfigError
 
 
@@ -36,6 +36,6 @@ class Svr(ScikitEstimator):
         """Return the search."""
         if task != REGRESSION:
             raise ConfigError(f"svr predicts values, not a {task}", do='use {kind = "linear_probe"}')
-        pipeline = make_pipeline(imputer(), StandardScaler(), SVR(C=self.penalties[0], epsilon=self.epsilon))
+        pipeline = make_pipeline(*standardised(), SVR(C=self.penalties[0], epsilon=self.epsilon))
         search = chosen(pipeline, {"svr__C": list(self.penalties)}, task=task, seed=seed, folds=folds)
         return TransformedTargetRegressor(search, transformer=StandardScaler())

@@ -105,6 +105,21 @@ def test_targets_that_are_all_equal_and_classes_of_one_row_are_no_error(kind: st
     assert np.isfinite(fit(kind, x[:1], y[:1]).predict(x)).all()
 
 
+@pytest.mark.parametrize("kind", ["linear_probe", "knn", "svr"])
+def test_a_feature_that_hardly_varied_in_training_does_not_run_away(kind: str) -> None:
+    """As Magpie's mode of the magnetic moment: noise of 1e-7 in training, 2 in one held-out material."""
+    x, y = rows()
+    x[:, 4] *= 1e-7
+    new, truth = rows(seed=1)
+    new[:, 4] *= 1e-7
+    new[0, 4] = 2.0
+    predicted = fit(kind, x, y).predict(new)
+    assert abs(predicted[0] - truth[0]) < 6 * truth.std(), predicted[0]
+    if kind == "linear_probe":
+        wild = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 33))).fit(x, y).predict(new)
+        assert abs(wild[0] - truth[0]) > 1e4, "the wrong variant follows it"
+
+
 def test_several_targets_are_each_fitted_to_the_rows_that_know_them() -> None:
     x, y = rows()
     targets = np.stack([y, 10 * y], axis=1)
