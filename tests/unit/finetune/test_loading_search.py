@@ -42,4 +42,6 @@ def test_a_material_finds_itself_first(foundation: Foundation, toy: Dataset) -> 
 def test_only_samples_with_the_modality_are_candidates(foundation: Foundation, toy: Dataset) -> None:
     index = Index.build(foundation, toy, "b")
     assert 0 < len(index.samples) < len(toy)
-    assert all("b" in sample.modalities for sample in index.samples)
+    there = [sample.id for sample in toy if "b" in sample.modalities]
+    assert [sample.id for sample in index.samples] == there
+    assert not any(sample.modalities for sample in index.samples), "an index holds no arrays"
