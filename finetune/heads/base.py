@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from finetune.prediction import Prediction
@@ -63,9 +64,9 @@ class Head(nn.Module):
 class MlpOptions(Options):
     """Hidden layers of a head; 0 layers make it linear."""
 
-    hidden: int = 128
-    layers: int = 1
-    dropout: float = 0.1
+    hidden: int = Field(128, gt=0)
+    layers: int = Field(1, ge=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
 
 
 def mlp(width: int, config: MlpOptions, outputs: int = 1) -> nn.Sequential:
@@ -78,5 +79,20 @@ def mlp(width: int, config: MlpOptions, outputs: int = 1) -> nn.Sequential:
 
 
 HEADS: Registry[type[Head]] = Registry(
-    "head", {"regression": "finetune.heads.regression", "classification": "finetune.heads.classification"}
+    "head",
+    {
+        "regression": "finetune.heads.regression",
+        "linear": "finetune.heads.linear",
+        "classification": "finetune.heads.classification",
+        "multiclass": "finetune.heads.multiclass",
+        "gaussian": "finetune.heads.gaussian",
+        "quantile": "finetune.heads.quantile",
+        "tensor": "finetune.heads.tensor",
+        "spectrum": "finetune.heads.spectrum",
+        "pair": "finetune.heads.pair",
+        "pair_classification": "finetune.heads.pair",
+        "bilinear_transduction": "finetune.heads.bilinear_transduction",
+        "conditional_posterior": "finetune.heads.conditional_posterior",
+        "retrieval_augmented": "finetune.heads.retrieval_augmented",
+    },
 )
