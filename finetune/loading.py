@@ -198,6 +198,12 @@ class PropertyModel(Loaded):
         for sample in samples:
             if not sample.modalities & set(self.specs):
                 raise _nothing_known(sample, self.specs)
+            if lacking := [name for name in self.info.delta if name not in sample.labels]:
+                raise DataError(
+                    f"the material lacks the label '{lacking[0]}', which the predictor corrects",
+                    where=sample.id,
+                    do=f'give {{..., "labels": {{"{lacking[0]}": ...}}}}',
+                )
         seen = [self.as_evaluated(sample) for sample in samples]
         parts = [seen[i : i + batch_size] for i in range(0, len(seen), batch_size)]
         device = device_of(self.predictor)

@@ -49,8 +49,8 @@ def read_material(material: Any, specs: Mapping[str, ModalitySpec], *, id: str =
         if name in material and (value := _as_read(spec, material[name])) is not None
     }
     rest = {key: value for key, value in material.items() if key not in values}
-    name = str(material.get("id", id))
-    return Material(to_record(rest, id=name) if rest.keys() - {"id"} else Record(id=name), values)
+    alone = bool(values) and not rest.keys() - {"id"}
+    return Material(Record(id=str(material.get("id", id))) if alone else to_record(rest, id=id), values)
 
 
 def to_known_sample(material: Any, specs: Mapping[str, ModalitySpec], *, id: str = "query") -> Sample:

@@ -66,8 +66,12 @@ class Predicted:
     __repr__ = __str__
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what is known, for JSON."""
-        return {key: value for key, value in vars(self).items() if value not in (None, {})}
+        """Return what is known, for JSON: an unbounded interval is left out."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if value not in (None, {}) and not (isinstance(value, float) and not np.isfinite(value))
+        }
 
 
 class Predictions(Sequence[Any]):

@@ -34,6 +34,11 @@ class Predict:
     what = "predict"
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """The columns that must be finite; an interval may be unbounded."""
+        return self.model.info.targets
+
+    @property
     def specs(self) -> dict[str, ModalitySpec]:
         """The modalities that are read."""
         return dict(self.model.specs)
@@ -51,6 +56,7 @@ class Embed:
     model: Foundation
     modality: str
     what = "embed"
+    values = ("embedding",)
 
     @property
     def specs(self) -> dict[str, ModalitySpec]:
@@ -89,7 +95,7 @@ def compute_part(task: Task, batch_size: int, job: tuple[Work, Path]) -> str:
         samples = [sample for sample in (_sample(named, task, refused) for named in batch) if sample is not None]
         ids += [id for id, _ in batch]
         if samples:
-            columns, finite = _finite(task(samples))
+            columns, finite = _finite(task(samples), task.values)
             refused += [(s.id, "the result is not finite") for s, good in zip(samples, finite, strict=True) if not good]
             kept += [s.id for s, good in zip(samples, finite, strict=True) if good]
             blocks.append(columns)
@@ -119,9 +125,9 @@ def _sample(named: Named, task: Task, refused: list[tuple[str, str]]) -> Sample 
     return None
 
 
-def _finite(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the rows of which every number is finite, and which these are."""
-    checks = [np.isfinite(column).reshape(len(column), -1).all(axis=1) for column in columns.values()]
+def _finite(columns: dict[str, np.ndarray], values: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the rows of which every value is finite, and which these are."""
+    checks = [np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(axis=1) for name in values]
     finite = np.logical_and.reduce(checks)
     return {name: column[finite] for name, column in columns.items()}, finite
 

@@ -117,7 +117,9 @@ def _of_text(material: str | Path, id: str) -> Record:
     path = Path(material)
     name = text[:300]
     smiles = _smiles_problem(text) if isinstance(material, str) else "it is given as a path"
-    if _is_file(path):
+    if text.strip() and _exists(path):
+        if path.is_dir():
+            raise DataError("this is a folder", where=text[:300], do="give its files; or stream it: --data FOLDER")
         if not smiles and not (form(path.name) or path.suffix):
             raise DataError(
                 f"'{text}' is the name of a file here, and a SMILES too",
@@ -135,7 +137,7 @@ def _of_text(material: str | Path, id: str) -> Record:
     )
 
 
-def _is_file(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -167,7 +169,7 @@ def _of_mapping(table: Mapping[Any, Any], id: str) -> Record:
         return _dos(Record(id=id), table)
     own = table.keys() & {*PARTS, "arrays"}
     if not own:
-        return _columns(Record(id=id), table)
+        return _columns(Record(id=str(table.get("id", id))), {key: table[key] for key in table if key != "id"})
     if unknown := sorted(str(key) for key in table.keys() - {*PARTS, "arrays", "id"}):
         raise DataError(
             f"'{unknown[0]}' is nothing that a material has",
@@ -299,6 +301,14 @@ def _columns(record: Record, value: Any) -> Record:
     return replace(record, columns=columns)
 
 
+def _labels(record: Record, value: Any) -> Record:
+    """Take known properties, which a predictor that corrects them wants."""
+    try:
+        return replace(record, labels={str(name): float(number) for name, number in dict(value).items()})
+    except (TypeError, ValueError) as error:
+        raise DataError("the labels are no names with numbers", where=record.id, why=str(error)) from None
+
+
 # what a mapping may hold of a material, in the order in which it is read: a density of states asks for the structure
 PARTS: dict[str, Callable[[Record, Any], Record]] = {
     "structure": _structure,
@@ -308,4 +318,5 @@ PARTS: dict[str, Callable[[Record, Any], Record]] = {
     "text": _text,
     "image": _pictures,
     "table": _columns,
+    "labels": _labels,
 }
