@@ -90,5 +90,8 @@ EVALUATIONS: Registry[type[Evaluation]] = Registry(
         "probes": "finetune.evaluations.probes",
         "latent_map": "finetune.evaluations.latent_map",
         "interpretability": "finetune.evaluations.interpretability",
+        "discovery": "finetune.evaluations.discovery",
+        "uncertainty": "finetune.evaluations.uncertainty",
+        "coverage": "finetune.evaluations.coverage",
     },
 )
