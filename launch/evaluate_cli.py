@@ -52,7 +52,7 @@ def evaluate(
     with (
         Tracker(out, experiment, f"{name}-evaluate", parameters, report=report) if tracked else nullcontext() as tracker
     ):
-        findings = run_evaluations(subject, evaluations, out, must=bool(only), tracker=tracker, report=report)
+        findings = run_evaluations(subject, evaluations, out, must=bool(only), tracker=tracker, uri=uri, report=report)
     if as_json:
         typer.echo(json.dumps(_plain(findings), indent=1))
         return

@@ -90,12 +90,12 @@ class Journal:
             self._unwritten += json.dumps(event).encode() + b"\n"
             self._write()
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Write metrics of a step, less those that have been written for it or a later one."""
+    def metrics(self, values: Mapping[str, float], step: int, model: str = "") -> None:
+        """Write metrics of a step, less those that have been written for it or a later one; ``model``: its URI."""
         steps = self.state["steps"]
         fresh = {name: float(value) for name, value in values.items() if step > steps.get(name, -1)}
         if fresh:
-            self.append("metrics", step=step, values=fresh)
+            self.append("metrics", step=step, values=fresh, **({"model": model} if model else {}))
 
     def pending(self, most: int) -> tuple[list[Event], int]:
         """Return the next events that were not delivered, ``most`` at most, and the offset behind them."""

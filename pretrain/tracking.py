@@ -105,10 +105,10 @@ class Tracker:
             self.report(f"MLflow has not got everything yet; when it is there: matloom sync {self.folder}")
         self.courier.stop()
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics without waiting for the server."""
+    def metrics(self, values: Mapping[str, float], step: int, *, model: str = "") -> None:
+        """Log metrics without waiting for the server; ``model``: the registered model that they are of, by its URI."""
         if self.enabled:
-            self.journal.metrics(values, step)
+            self.journal.metrics(values, step, model)
             self.courier.wake()
 
     def files(self, folder: Path, name: str) -> None:
@@ -267,14 +267,34 @@ class MLflowServer:
         if doubtful:
             names = {name for event in events for name in event["values"]}
             known = {name: {m.step for m in self.client.get_metric_history(self.run_id, name)} for name in names}
+        models = {uri: self._model_id(uri) for uri in {event.get("model", "") for event in events}}
         metrics = [
-            Metric(name, value, event["time_ms"], event["step"])
+            Metric(name, value, event["time_ms"], event["step"], model_id=models[event.get("model", "")])
             for event in events
             for name, value in event["values"].items()
             if event["step"] not in known.get(name, ())
         ]
         for part in _parts(metrics, METRICS):
             self.client.log_batch(self.run_id, metrics=part)
+
+    def _model_id(self, uri: str) -> str | None:
+        """Return MLflow's id of a registered model, None where the URI is not that of one (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        name, _, version = uri.removeprefix("models:/").partition("/")
+        if not uri.startswith("models:/") or name.startswith("m-"):
+            return name if name.startswith("m-") else None
+        name, _, alias = name.partition("@")
+        try:
+            by_alias, by_version = self.client.get_model_version_by_alias, self.client.get_model_version
+            found = by_alias(name, alias) if alias else by_version(name, version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        # some versions of MLflow keep it in the source alone
+        source = (found.source or "").removeprefix("models:/")
+        return found.model_id or (source if source.startswith("m-") else None)
 
     def _files(self, event: Event) -> None:
         self.client.log_artifacts(self.run_id, str(self.folder / event["folder"]), artifact_path=event["name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run_evaluations(
     *,
     must: bool,
     tracker: Tracker | None = None,
+    uri: str = "",
     report: Callable[[str], None] = print,
 ) -> dict[str, Findings]:
     """Evaluate, write ``report/report.html`` with tables and plots in ``report/KIND/``, and log figures and files.
@@ -71,6 +73,8 @@ def run_evaluations(
         False: an evaluation that the data set does not allow (no label, no such tag) is reported and left out.
     tracker : Tracker, optional
         An open run.
+    uri : str
+        The registered model that the tracked figures are of.
     report : callable
         Gets a line for each evaluation that is left out.
 
@@ -90,7 +94,8 @@ def run_evaluations(
             continue
         found[evaluation.kind] = findings
         if tracker is not None:
-            tracker.metrics({f"{evaluation.kind}/{name}": value for name, value in findings.values.items()}, 0)
+            values = {mlflow_name(f"{evaluation.kind}/{name}"): value for name, value in findings.values.items()}
+            tracker.metrics(values, 0, model=uri)
     if not found:
         raise ConfigError("the data set allows none of the evaluations", where=subject.dataset.location)
     title = f"Evaluation on part '{subject.part}' of split '{subject.split}' of '{subject.dataset.name}'"
@@ -98,6 +103,11 @@ def run_evaluations(
     if tracker is not None:
         tracker.files(out / REPORT, REPORT)
     return found
+
+
+def mlflow_name(name: str) -> str:
+    """Return a name without what MLflow refuses in those of metrics."""
+    return re.sub(r"[^\w./ -]", "_", name)
 
 
 def parameters_of(uri: str, subject: Subject, evaluations: Sequence[Evaluation]) -> Mapping[str, Any]:

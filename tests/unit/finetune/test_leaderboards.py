@@ -35,8 +35,8 @@ CARD: dict[str, Any] = {
 # `required` of tests/model-schema.yml in janosh/matbench-discovery
 SCHEMA_REQUIRED = {
     "authors", "architecture_types", "environment", "checkpoint_url", "dates", "doi", "license", "lifecycle",
-    "model_key", "model_name", "model_params", "model_version", "openness", "paper", "pr_url", "repo", "targets", "test_task",
-    "train_task", "training_sets",
+    "model_key", "model_name", "model_params", "model_version", "openness", "paper", "pr_url", "repo", "targets",
+    "test_task", "train_task", "training_sets",
 }  # fmt: skip
 INFO = {"authors": "A. Weaver", "algorithm": "matloom", "algorithm_long": "", "bibtex_refs": "", "notes": "",
         "requirements": {"python": ["matloom"]}}  # fmt: skip
