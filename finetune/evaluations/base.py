@@ -93,5 +93,6 @@ EVALUATIONS: Registry[type[Evaluation]] = Registry(
         "discovery": "finetune.evaluations.discovery",
         "uncertainty": "finetune.evaluations.uncertainty",
         "coverage": "finetune.evaluations.coverage",
+        "metrics": "finetune.evaluations.accuracy",
     },
 )

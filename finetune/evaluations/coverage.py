@@ -105,9 +105,10 @@ class Coverage(Evaluation):
             f"The embedding is whitened to {density.components} principal components of the training part. kde: log "
             f"density of a Gaussian kernel, Scott's bandwidth; knn: minus the distance to the training row that is "
             f"number {self.neighbours} by distance; mahalanobis: minus the distance from the middle. auroc_ood: how "
-            f"surely a row of '{self.inside}' scores above a row of '{subject.part}'; 0.5 where the score sees no difference between "
-            "the two. spearman, pearson: correlation of the negative score with the predictor's loss, which is above 0 "
-            "where a score warns of errors; aurc: mean loss where the best covered rows are kept first, aurc_random: "
+            f"surely a row of '{self.inside}' scores above a row of '{subject.part}'; 0.5 where the score sees no "
+            "difference between the two. spearman, pearson: correlation of the negative score with the predictor's "
+            "loss, which is above 0 where a score warns of errors; aurc: mean loss where the best covered rows are "
+            "kept first, aurc_random: "
             "in any order."
         )
 
