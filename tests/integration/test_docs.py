@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune.config import FinetuneRecipe
 from pretrain.config import parse_recipe
 from shards.build_recipe import BuildRecipe
 from shards.recipes import parse
@@ -36,7 +37,10 @@ REST: dict[str, Any] = {
 
 @pytest.mark.parametrize("tables", BLOCKS)
 def test_a_recipe_of_the_docs_is_valid(tables: dict[str, Any]) -> None:
-    if {"source", "splits"} & set(tables) or any("step" in table for table in tables.get("modalities", {}).values()):
+    if "rows" in tables:
+        for row in parse(FinetuneRecipe, tables, where="docs").rows:
+            row.check()
+    elif {"source", "splits"} & set(tables) or any("step" in table for table in tables.get("modalities", {}).values()):
         recipe = parse(BuildRecipe, {**BUILD_REST, **tables}, where="docs")
         assert recipe.features()
         assert recipe.opened().kind
