@@ -165,6 +165,7 @@ def _screen(
         space = {among: foundation.model.specs[among]}
     # one reading serves all models; what a model reads otherwise than the first is computed for it again
     wanted: list[Mapping[str, ModalitySpec]] = [*(model.specs for model in predictors), *([space] if space else [])]
+    added = {name for model in predictors for name in model.info.delta}
     union = {name: spec for specs in reversed(wanted) for name, spec in specs.items()}
     materials = chain.from_iterable(incoming(candidates, union, batch_size).parts)
     ids: list[str] = []
@@ -172,7 +173,7 @@ def _screen(
     blocks: list[list[Prediction]] = [[] for _ in predictors]
     vectors: list[np.ndarray] = []
     while batch := list(islice(materials, batch_size)):
-        kept = list(_readable(batch, wanted, refused))
+        kept = list(_readable(batch, wanted, added, refused))
         if not kept:
             continue
         ids += [id for id, _, _ in kept]
@@ -186,7 +187,7 @@ def _screen(
 
 
 def _readable(
-    batch: Sequence[Named], wanted: Sequence[Mapping[str, ModalitySpec]], refused: dict[str, str]
+    batch: Sequence[Named], wanted: Sequence[Mapping[str, ModalitySpec]], added: set[str], refused: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, str], list[Sample]]]:
     """Yield what can be read, as one sample for each model; what a material raises of its own puts it aside."""
     for id, read in batch:
@@ -201,6 +202,9 @@ def _readable(
         lacking = next((specs for specs, s in zip(wanted, samples, strict=True) if not s.modalities & set(specs)), None)
         if lacking is not None:
             refused[id] = f"it has none of the modalities {sorted(lacking)}"
+            continue
+        if unknown := added - samples[0].labels.keys():
+            refused[id] = f"its label '{min(unknown)}' is not known, to which a prediction is added"
             continue
         tags = material.record.tags if isinstance(material, Material) else material.tags
         yield id, dict(tags), samples

@@ -58,8 +58,8 @@ def test_neither_the_batch_nor_the_chunk_changes_a_bit() -> None:
 
 def test_float32_products_alone_would_order_equal_vectors_wrongly() -> None:
     """The wrong variant: near ties that float32 cannot tell apart."""
-    asked = unit(1, 64)
-    vectors = (asked + 1e-7 * np.random.default_rng(0).normal(size=(400, 64))).astype(np.float32)
+    asked = unit(1, 4096)
+    vectors = (asked + 1e-6 * np.random.default_rng(0).normal(size=(400, 4096))).astype(np.float32)
     right = by_sort(vectors, asked, 50)
     np.testing.assert_array_equal(exact_topk(vectors, asked, 50)[1], right)
     wrong = np.argsort(-(vectors @ asked[0]), kind="stable")[:50]
