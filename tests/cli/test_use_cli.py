@@ -27,6 +27,7 @@ from pretrain.config import parse_recipe
 from pretrain.export import read_export, write_export
 from pretrain.model import MultimodalModel
 from pretrain.parts import fit_encoders
+from pretrain.ports import free_port
 from shards.errors import ConfigError
 from shards.features import feature
 
@@ -170,11 +171,12 @@ def test_an_export_predicts_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_accelerate_starts_ranks_that_share_the_parts(home: Path) -> None:
+def test_a_launcher_starts_ranks_that_share_the_parts(home: Path) -> None:
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     matloom("predict", "p", "--data", "cifs", "--out", "alone", "--part-size", 2)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
-                "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "launch.cli"]  # fmt: skip
+    # what `accelerate launch` starts ranks by; its own way of starting several on a CPU is MPI
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
+                str(free_port()), "-m", "launch.cli"]  # fmt: skip
     done = subprocess.run(
         [*launcher, "predict", "p", "--data", "cifs", "--out", "shared", "--part-size", "2", "--json"],
         cwd=home, env=environment, capture_output=True, text=True, timeout=240, check=False,
