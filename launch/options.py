@@ -13,8 +13,7 @@ Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command.")]
-Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a folder.")]
-Structures = Annotated[list[Path], typer.Argument(help="CIF, POSCAR or JSON files.")]
+Uri = Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, hf://org/name, or a folder.")]
 Data = Annotated[str, typer.Option(help="Folder of shards, or embedded:NAME.")]
 DATA = "embedded:dft_crystals"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,16 @@ def test_bad_materials_are_put_aside_with_their_reasons(model: PropertyModel, to
     assert list(table["id"]) == ["empty", "short", "none"]
     for reason, word in zip(table["reason"], ("none of the modalities", "axis", "not finite"), strict=True):
         assert word in reason
+
+
+def test_a_damaged_sample_of_the_shards_is_put_aside(model: PropertyModel, toy_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    shard = folder / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"Li0.20CoO2", b"Li0.20CoO3"))
+    done = predict_stream(model, folder, tmp_path / "out", **SIZES)
+    assert done.quarantined == 1 and done.rows == 59
+    (bad,) = pd.read_csv(tmp_path / "out" / "_quarantined.csv").itertuples()
+    assert bad.id == "mp/6.Li0.20CoO2" and "shard-000001" in bad.reason
 
 
 def test_a_part_of_which_nothing_can_be_used_has_the_columns(
