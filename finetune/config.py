@@ -43,6 +43,9 @@ class RowConfig(Strict):
     start : str, optional
         URI of a predictor of another property of the same pretrained model: encoders, join and what fits of the head
         start from its weights.
+    descriptors : str, optional
+        What an estimator looks at in place of frozen vectors, the classical baseline: ``magpie`` (the composition), or
+        the values of a modality of one shape, such as a fingerprint; see `finetune.descriptors.descriptors_of`.
     """
 
     strategy: str | dict[str, Any]
@@ -50,6 +53,7 @@ class RowConfig(Strict):
     fusion: dict[str, Any] | None = None
     label_fraction: float = Field(1.0, gt=0, le=1)
     start: str | None = None
+    descriptors: str | None = None
 
     @property
     def table(self) -> dict[str, Any]:
@@ -69,6 +73,8 @@ class RowConfig(Strict):
             text += f"+{self.fusion.get('kind')}"
         if self.start is not None:
             text += " transferred"
+        if self.descriptors is not None:
+            text += f" of {self.descriptors}"
         return text if self.label_fraction == 1 else f"{text} {100 * self.label_fraction:g}%"
 
     def plan(self) -> Plan:
@@ -94,6 +100,13 @@ class RowConfig(Strict):
         for name in ("fusion", "start"):
             if getattr(self, name) is not None and (isinstance(plan, Estimator) or not plan.pretrained):
                 raise ConfigError(f"the strategy '{self.label}' takes no '{name}'", where=f"rows.*.{name}")
+        if self.descriptors is not None and (self.modalities or not isinstance(plan, Estimator)):
+            raise ConfigError(
+                f"the strategy '{self.label}' cannot look at descriptors",
+                where="rows.*.descriptors",
+                why="they stand in place of the vectors of modalities, for an estimator",
+                do='{ strategy = "random_forest", modalities = [], descriptors = "magpie" }',
+            )
         if getattr(plan, "head", None) == "frozen" and self.start is None:
             raise ConfigError(
                 "a head that is frozen must come from somewhere",
@@ -179,7 +192,7 @@ class FinetuneRecipe(Strict):
     def _rows_differ(self) -> FinetuneRecipe:
         if any(row in self.rows[:i] for i, row in enumerate(self.rows)):
             raise ValueError("two rows are the same")
-        if any(not row.modalities and row.table["kind"] != "mean" for row in self.rows):
+        if any(not row.modalities and not row.descriptors and row.table["kind"] != "mean" for row in self.rows):
             raise ValueError("a row that is fitted needs at least one modality")
         if self.deltas and len(self.deltas) != len(self.targets):
             raise ValueError(f"'delta' names {len(self.deltas)} labels for {len(self.targets)} targets")

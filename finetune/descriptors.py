@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.compositions import composition
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, suggest
 from shards.reader import Dataset
 
 if TYPE_CHECKING:
     from matminer.featurizers.composition import ElementProperty
 
-FORMULA = "formula"
+FORMULA, MAGPIE = "formula", "magpie"
 
 
 def magpie(formulas: Sequence[str]) -> np.ndarray:
@@ -58,6 +59,48 @@ def magpie_of(dataset: Dataset, positions: Iterable[int]) -> np.ndarray:
             raise DataError(f"the sample has no tag '{FORMULA}'", where=sample.id, why="the descriptors are made of it")
         formulas.append(sample.tags[FORMULA])
     return magpie(formulas)
+
+
+def descriptors_of(dataset: Dataset, positions: Iterable[int], name: str) -> np.ndarray:
+    """Return what a classical estimator looks at.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        N samples of it are described.
+    positions : iterable of int
+        Which.
+    name : str
+        ``magpie`` (`magpie_of`), or a modality whose values have one shape (a fingerprint, a vector, a spectrum).
+
+    Returns
+    -------
+    ndarray
+        (N, F) float64; of a sample that lacks the modality NaN.
+    """
+    if name == MAGPIE:
+        return magpie_of(dataset, positions)
+    if name not in dataset.modalities:
+        raise ConfigError(
+            f"there are no descriptors '{name}'",
+            where="rows.*.descriptors",
+            why=suggest(name, [MAGPIE, *dataset.modalities]),
+        )
+    spec = dataset.modalities[name]
+    ragged = [field for field, its in spec.fields.items() if its.ragged_axis is not None]
+    if ragged or not spec.fields:
+        raise ConfigError(
+            f"modality '{name}' of kind '{spec.kind}' cannot be descriptors",
+            where="rows.*.descriptors",
+            why="its values differ in shape from sample to sample",
+        )
+    width = sum(math.prod(int(size) for size in its.shape) for its in spec.fields.values())
+    alone, rows = dataset.select([name]), []
+    for position in positions:
+        arrays = alone[int(position)].arrays.get(name)
+        parts = [np.asarray(arrays[field], np.float64).ravel() for field in spec.fields] if arrays else None
+        rows.append(np.concatenate(parts) if parts else np.full(width, np.nan))
+    return np.stack(rows)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,4 +1,4 @@
-"""Fitting one row of the table: an adaptation by gradient descent, or an estimator on the frozen vectors."""
+"""Fitting one row of the table: an adaptation by gradient descent, or an estimator on frozen vectors or descriptors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.adapt.base import Adaptation
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import PARTS, TRAIN, TargetData
+from finetune.descriptors import descriptors_of
 from finetune.encodings import EncodedRows
 from finetune.estimators.base import Estimator
 from finetune.estimators.several import fit_targets
@@ -135,6 +136,9 @@ class RowFitter:
             featurizer = freeze(build_featurizer(self.export, row.modalities, pretrained=True))
             encoded = self.data.encoded(featurizer, row.modalities)
             features = {part: features_of(featurizer, rows).numpy() for part, rows in encoded.items()}
+        elif row.descriptors is not None:
+            where = {part: rows.positions for part, rows in self.data.parts.items()}
+            features = {part: descriptors_of(self.data.dataset, at, row.descriptors) for part, at in where.items()}
         fitted = fit_targets(
             estimator,
             features[TRAIN][chosen.numpy()],

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from finetune.descriptors import magpie, magpie_names, magpie_of
+from finetune.descriptors import descriptors_of, magpie, magpie_names, magpie_of
 from finetune.estimators.base import ESTIMATORS
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
 
 pytest.importorskip("matminer", reason="needs matminer")
@@ -57,3 +57,14 @@ def test_samples_of_a_data_set_give_theirs_in_order(toy: Dataset) -> None:
 def test_matminer_is_imported_when_it_is_asked_for() -> None:
     code = "import sys, finetune.descriptors; assert not {'matminer', 'pymatgen'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_values_of_one_shape_are_descriptors_too(toy: Dataset) -> None:
+    chosen = range(20)
+    rows = descriptors_of(toy, chosen, "b")
+    for i, row in zip(chosen, rows, strict=True):
+        value = toy[i].arrays.get("b")
+        assert np.isnan(row).all() if value is None else np.array_equal(row, np.ravel(value["values"]))
+    assert np.isnan(rows).any() and np.isfinite(rows).any()
+    with pytest.raises(ConfigError, match="did you mean 'magpie'"):
+        descriptors_of(toy, chosen, "magpi")

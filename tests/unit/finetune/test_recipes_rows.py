@@ -193,7 +193,7 @@ def test_differences_are_learned_reported_in_full_and_need_their_lower_level_in_
     assert (after.value - before.value).item() == pytest.approx(100.0, abs=1e-3)
     assert before.lower is not None and after.lower is not None
     assert (after.lower - before.lower).item() == pytest.approx(100.0, abs=1e-3)
-    with pytest.raises(DataError, match="'low_ev' of 'mp/"):
+    with pytest.raises(DataError, match="lacks the label 'low_ev'"):
         model.estimate([replace(sample, labels={})])
 
 
@@ -271,3 +271,18 @@ def test_recipes_that_make_no_sense_are_refused(export_folder: Path, toy_folder:
 
 def test_no_kind_is_an_adaptation_and_an_estimator() -> None:
     assert not set(ADAPTATIONS.kinds()) & set(ESTIMATORS.kinds())
+
+
+def test_an_estimator_may_look_at_descriptors_in_place_of_vectors(
+    export_folder: Path, levels_folder: Path, tmp_path: Path
+) -> None:
+    """The classical baseline: in the inputs themselves, this label is all but linear."""
+    row = RowConfig(strategy="probe", modalities=(), descriptors="a")
+    _, (result,) = run(recipe(export_folder, levels_folder, [row], target="cause_ev"), tmp_path)
+    assert result.summary()["strategy"] == "probe of a" and result.summary()["test_r2"] > 0.5
+    for wrong in (
+        {"strategy": "frozen", "modalities": (), "descriptors": "a"},
+        {"strategy": "probe", "modalities": ("a",), "descriptors": "a"},
+    ):
+        with pytest.raises(ConfigError, match="cannot look at descriptors"):
+            RowConfig(**wrong).check()
