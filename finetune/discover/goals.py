@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 from statistics import NormalDist
 from typing import Literal
 
@@ -74,7 +74,8 @@ def probability_in_range(
     if prediction.probabilities is not None:
         classes = torch.tensor([_holds(goal, c) for c in range(prediction.probabilities.shape[1])])
         return (prediction.probabilities.double() * classes).sum(1), "probabilities"
-    middle, deviation, source = value, torch.zeros_like(value), "value"
+    middle, deviation = value, torch.zeros_like(value)
+    source: Source = "value"
     if level is not None and prediction.lower is not None and prediction.upper is not None:
         lower, upper = prediction.lower[:, target].double(), prediction.upper[:, target].double()
         finite = (upper - lower).isfinite()
@@ -85,14 +86,20 @@ def probability_in_range(
     elif prediction.std is not None:
         deviation, source = prediction.std[:, target].double(), "std"
     inside = ((middle >= goal.low) & (middle <= goal.high)).double()
-    mass = _below(goal.high, middle, deviation) - _below(goal.low, middle, deviation)
-    return torch.where(deviation > 0, mass, inside), source  # type: ignore[return-value]
+    return torch.where(deviation > 0, _mass(goal.low, goal.high, middle, deviation), inside), source
 
 
-def _below(end: float, middle: Tensor, deviation: Tensor) -> Tensor:
-    if abs(end) == inf:
-        return torch.full_like(middle, float(end > 0))
-    return torch.special.ndtr((end - middle) / deviation)
+def _mass(low: float, high: float, middle: Tensor, deviation: Tensor) -> Tensor:
+    """Return the probability (N,) between two ends; precise in both tails, where a difference near 1 would be 0."""
+    a, b = (_scaled(end, middle, deviation) for end in (low, high))
+    # what lies above the middle is mirrored
+    a, b = torch.where(a > 0, -b, a), torch.where(a > 0, -a, b)
+    # PyTorch's ndtr is 0 in the far tail
+    return (torch.special.erfc(-b / sqrt(2)) - torch.special.erfc(-a / sqrt(2))) / 2
+
+
+def _scaled(end: float, middle: Tensor, deviation: Tensor) -> Tensor:
+    return torch.full_like(middle, end) if abs(end) == inf else (end - middle) / deviation
 
 
 def _holds(goal: InRange, number: int) -> float:
