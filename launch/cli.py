@@ -13,8 +13,9 @@ from typer.core import TyperCommand
 from launch.evaluate_cli import evaluate
 from launch.export_cli import export
 from launch.guard import guarded
+from launch.leaderboard_cli import leaderboard_app
 from launch.options import Config, DryRun, Json, Out, Set, show
-from launch.search_cli import search
+from launch.search_cli import discover, search
 from launch.shards_cli import shards_app
 from launch.use_cli import embed, predict
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show and explain recipes.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
+app.add_typer(leaderboard_app, name="leaderboard")
 
 
 class ResumeCommand(TyperCommand):
@@ -135,7 +137,7 @@ def finetune(config: Config, set_: Set = [], out: Out = None, dry_run: DryRun = 
     raise typer.Exit(run(command))
 
 
-for command in (predict, embed, export, search, evaluate):
+for command in (predict, embed, export, search, discover, evaluate):
     app.command()(command)
 
 
@@ -156,7 +158,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 @config_app.command("show")
-def configshow(config: Config, set_: Set = []) -> None:  # noqa: B006
+def config_show(config: Config, set_: Set = []) -> None:  # noqa: B006
     """Print a recipe with every default written out."""
     from pretrain.config import load_recipe
 
@@ -166,6 +168,11 @@ def configshow(config: Config, set_: Set = []) -> None:  # noqa: B006
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of recipes, and the options of every plug-in that they may name."""
+    from finetune.adapt.base import ADAPTATIONS
+    from finetune.config import FinetuneRecipe
+    from finetune.estimators.base import ESTIMATORS
+    from finetune.evaluations.base import EVALUATIONS
+    from finetune.heads.base import HEADS
     from pretrain.config import Recipe
     from pretrain.encoders.base import ENCODERS
     from pretrain.fusion.base import FUSIONS
@@ -186,6 +193,11 @@ def config_schema() -> None:
         "fusions": {kind: FUSIONS.get(kind).Config.model_json_schema() for kind in FUSIONS.kinds()},
         "pair losses": {kind: PAIR_LOSSES.get(kind).Config.model_json_schema() for kind in PAIR_LOSSES.kinds()},
         "objectives": {kind: OBJECTIVES.get(kind).Config.model_json_schema() for kind in OBJECTIVES.kinds()},
+        "finetuning recipe": FinetuneRecipe.model_json_schema(),
+        "heads": {kind: HEADS.get(kind).Config.model_json_schema() for kind in HEADS.kinds()},
+        "adaptations": {kind: ADAPTATIONS.get(kind).model_json_schema() for kind in ADAPTATIONS.kinds()},
+        "estimators": {kind: ESTIMATORS.get(kind).model_json_schema() for kind in ESTIMATORS.kinds()},
+        "evaluations": {kind: EVALUATIONS.get(kind).model_json_schema() for kind in EVALUATIONS.kinds()},
     }
     typer.echo(json.dumps(tables, indent=1))
 
