@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from finetune.adapt.base import Adaptation
 from finetune.calibration import Calibration
@@ -262,10 +263,18 @@ class Comparison:
 
 def start_accelerator(recipe: FinetuneRecipe) -> Accelerator:
     """Return accelerate's view of ranks and devices; under its DeepSpeed plug-in, with what that must know."""
-    # a rank may lack a modality, and staged unfreezing leaves parameters out: their gradients are not waited for
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # without `cpu`, accelerate takes the ranks of a CPU launch for strangers
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    # staged unfreezing leaves parameters out at first: their gradients must not be waited for
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    has_gpu = torch.cuda.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if not has_gpu and deepspeed:
+        # accelerate's own start would have DeepSpeed compile an extension, which takes minutes
+        from pretrain.engine import start_process_group
+
+        start_process_group()
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    # without `cpu`, accelerate takes the ranks of a CPU launch for strangers; with it, it leaves DeepSpeed out
+    accelerator = Accelerator(cpu=not has_gpu and not deepspeed, kwargs_handlers=handlers)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         if recipe.optim.accumulate > 1:
