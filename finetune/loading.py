@@ -190,20 +190,24 @@ class PropertyModel(Loaded):
         predictions = Predictions(ids, self.info, self.estimate(samples, batch_size=batch_size))
         return predictions[0] if found is None else predictions
 
+    def check(self, sample: Sample) -> None:
+        """Raise `DataError` for a sample that lacks what the model needs."""
+        if not sample.modalities & set(self.specs):
+            raise _nothing_known(sample, self.specs)
+        if lacking := [name for name in self.info.delta if name not in sample.labels]:
+            raise DataError(
+                f"the material lacks the label '{lacking[0]}', which the predictor corrects",
+                where=sample.id,
+                do=f'give {{..., "labels": {{"{lacking[0]}": ...}}}}',
+            )
+
     def estimate(self, samples: Sequence[Sample], *, batch_size: int = 64, calibrated: bool = True) -> Prediction:
         """Predict for N samples; see `Prediction` for what comes with the values.
 
         ``calibrated``: with the intervals of the predictor's calibration, where it has one.
         """
         for sample in samples:
-            if not sample.modalities & set(self.specs):
-                raise _nothing_known(sample, self.specs)
-            if lacking := [name for name in self.info.delta if name not in sample.labels]:
-                raise DataError(
-                    f"the material lacks the label '{lacking[0]}', which the predictor corrects",
-                    where=sample.id,
-                    do=f'give {{..., "labels": {{"{lacking[0]}": ...}}}}',
-                )
+            self.check(sample)
         seen = [self.as_evaluated(sample) for sample in samples]
         parts = [seen[i : i + batch_size] for i in range(0, len(seen), batch_size)]
         device = device_of(self.predictor)

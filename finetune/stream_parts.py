@@ -43,6 +43,10 @@ class Predict:
         """The modalities that are read."""
         return dict(self.model.specs)
 
+    def check(self, sample: Sample) -> None:
+        """Raise `DataError` for a sample that lacks what the model needs."""
+        self.model.check(sample)
+
     def __call__(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         """Return the columns of `Predictions.to_frame` for N samples, each (N,)."""
         prediction = self.model.estimate(samples, batch_size=max(len(samples), 1))
@@ -62,6 +66,11 @@ class Embed:
     def specs(self) -> dict[str, ModalitySpec]:
         """The modality that is read."""
         return {self.modality: self.model.model.specs[self.modality]}
+
+    def check(self, sample: Sample) -> None:
+        """Raise `DataError` for a sample without the modality."""
+        if self.modality not in sample.modalities:
+            raise DataError(f"the material has no modality '{self.modality}'", where=sample.id)
 
     def __call__(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         """Return ``embedding`` (N, D) of N samples."""
@@ -109,9 +118,13 @@ def _sample(named: Named, task: Task, refused: list[tuple[str, str]]) -> Sample 
     id, read = named
     try:
         sample = to_known_sample(read(), task.specs, id=id)
-        if sample.modalities & task.specs.keys():
-            return sample
-        refused.append((id, f"it has none of the modalities {sorted(task.specs)}"))
+        task.check(sample)
+        for name, spec in task.specs.items():
+            value = sample.value(name)
+            if value is not None:
+                # one wrong shape would spoil its batch
+                spec.check(value, where=id)
+        return sample
     except ConfigError:
         raise
     except MatloomError as error:

@@ -111,20 +111,27 @@ def test_a_folder_with_something_in_it_is_left_alone(model: PropertyModel, toy: 
 
 
 def broken(toy: Dataset) -> list[Any]:
-    """Six materials of which three cannot be used, each for another reason."""
+    """Eight materials of which five cannot be used, each for another reason."""
     good = [toy[i] for i in range(3)]
-    nan = replace(toy[3], id="none", arrays={"a": {"values": np.full(WIDTH, np.nan, np.float32)}})
-    return [good[0], Sample(id="empty"), {"id": "short", "a": np.ones(2)}, good[1], nan, good[2]]
+
+    def with_values(id: str, values: Any) -> Sample:
+        return replace(toy[3], id=id, arrays={"a": {"values": np.asarray(values, np.float32)}})
+
+    nan, wide = with_values("none", [np.nan] * WIDTH), with_values("wide", np.ones(WIDTH + 1))
+    huge = with_values("huge", [3e38] * WIDTH)
+    return [good[0], Sample(id="empty"), {"id": "short", "a": np.ones(2)}, good[1], nan, wide, huge, good[2]]
 
 
 def test_bad_materials_are_put_aside_with_their_reasons(model: PropertyModel, toy: Dataset, tmp_path: Path) -> None:
     done = predict_stream(model, broken(toy), tmp_path, part_size=4, batch_size=2)
-    assert (done.rows, done.quarantined, done.parts) == (3, 3, 2)
+    assert (done.rows, done.quarantined, done.parts) == (3, 5, 2)
     frame = pd.read_parquet(tmp_path)
     assert list(frame["id"]) == toy.ids[:3] and np.isfinite(frame["gap_ev"]).all()
     table = pd.read_csv(tmp_path / "_quarantined.csv")
-    assert list(table["id"]) == ["empty", "short", "none"]
-    for reason, word in zip(table["reason"], ("none of the modalities", "axis", "not finite"), strict=True):
+    assert list(table["id"]) == ["empty", "short", "none", "wide", "huge"]
+    for reason, word in zip(
+        table["reason"], ("none of the modalities", "axis", "NaN", "axis", "result is not finite"), strict=True
+    ):
         assert word in reason
 
 
