@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.loading import Foundation, device_of
-from finetune.materials import to_known_sample
+from finetune.materials import read_material, to_known_sample
 from pretrain.data import as_evaluated
 from shards.batch import collate
 from shards.errors import ConfigError, DataError, suggest
@@ -40,7 +40,11 @@ def embed_query(foundation: Foundation, material: Any, by: Sequence[str] = ()) -
     for name in by:
         if name not in foundation.model.specs:
             raise ConfigError(f"the model has no modality '{name}'", why=suggest(name, foundation.modalities))
-    if len(by) == 1 or not (by or isinstance(material, Mapping)):
+    several = isinstance(material, Mapping)
+    if several:
+        # with all that the model reads in view: what is not asked for must not be taken for a row of a table
+        material = read_material(material, foundation.model.specs)
+    if len(by) == 1 or not (by or several):
         return foundation.embed(material, by[0] if by else None)
     specs = {name: spec for name, spec in foundation.model.specs.items() if not by or name in by}
     sample = to_known_sample(material, specs)
