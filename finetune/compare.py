@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from finetune.adapt.base import Adaptation
-from finetune.calibration import Calibration
+from finetune.calibration import Calibration, Task
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
 from finetune.heads.base import HEADS
@@ -246,7 +246,8 @@ class Comparison:
         batches = self.data.batches(best.row.modalities, "val", self.recipe.deltas)
         prediction = Prediction.join([best.predictor.predict(batch.to("cpu")) for batch in batches])
         targets = self.data.parts["val"].targets
-        found = Calibration.fit(prediction, targets, level=self.recipe.interval, task=self.task)
+        task = cast(Task, self.task)
+        found = Calibration.fit(prediction, targets, level=self.recipe.interval, task=task)
         return found.model_dump(mode="json")
 
     def _check_split(self) -> None:

@@ -103,3 +103,27 @@ def test_tokens_are_cached_where_the_join_reads_them_and_nowhere_else() -> None:
 def test_a_fusion_of_other_modalities_is_refused() -> None:
     with pytest.raises(ConfigError, match="the row has"):
         predictor(("a", "c"), {"kind": "frozen"}, fusion_join({"kind": "concat", "inputs": ["a", "b"]}))
+
+
+def test_cached_tokens_of_unlike_length_come_back_with_their_masks() -> None:
+    """Two batches padded to unlike lengths, masks with holes: each row gets its own real tokens, and no other."""
+    tokens = [torch.randn(2, length, 3) for length in (2, 4)]
+    masks = [
+        torch.tensor([[True, False], [True, True]]),
+        torch.tensor([[True, False, True, True], [False] * 4]),
+    ]
+    parts = [
+        Encodings({"a": Encoded(torch.zeros(2, 3), t, m)}, {"a": torch.tensor([True, True])})
+        for t, m in zip(tokens, masks, strict=True)
+    ]
+    encoded = iter(parts)
+    network = made("attentive")
+    network.featurizer.encode = lambda batch: next(encoded)
+    network.featurizer.encoders = torch.nn.ModuleDict({"a": torch.nn.Identity()})
+    rows = EncodedRows.of(network.featurizer, [batch(), batch()]).rows(torch.tensor([3, 2, 0]))
+    found = rows.encoded["a"]
+    assert found.mask is not None and found.tokens is not None
+    assert found.mask.sum(dim=1).tolist() == [0, 3, 1]
+    assert torch.equal(found.tokens[1][found.mask[1]], tokens[1][0][masks[1][0]])
+    assert torch.equal(found.tokens[2][found.mask[2]], tokens[0][0][:1])
+    assert (found.tokens[~found.mask] == 0).all()
