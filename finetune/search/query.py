@@ -65,8 +65,12 @@ def merged_sample(foundation: Foundation, materials: Sequence[Any]) -> Sample:
     """
     whole = Sample(id="query")
     for material in materials:
-        for name, spec in foundation.model.specs.items():
-            part = to_known_sample(material, {name: spec})
+        read = read_material(material, foundation.model.specs)
+        specs = foundation.model.specs
+        # what is given as the model reads it comes before what would be computed
+        given = [] if isinstance(read, Sample) else [name for name in specs if name in read.values]
+        for name in dict.fromkeys([*given, *specs]):
+            part = to_known_sample(read, {name: specs[name]})
             if name in part.modalities:
                 break
         else:
