@@ -72,6 +72,7 @@ def test_order_and_values_are_those_of_one_by_one(model: PropertyModel, toy: Dat
     found = model.predict(samples, batch_size=3)
     assert found.ids == [sample.id for sample in samples]
     np.testing.assert_allclose(found.values, [float(model.predict(sample)) for sample in samples], atol=1e-6)
+    assert [float(one) for one in found] == list(found.values) and [one.name for one in found] == ["gap_ev"] * 4
     assert len(model.predict(iter(samples))) == 4 and len(model.predict(toy)) == 60
 
 
