@@ -120,7 +120,7 @@ class Dropping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.drop = nn.BatchNorm1d(6), nn.Dropout(0.5)
-        self.layer = nn.TransformerEncoderLayer(6, 1, 8, dropout=0.5, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5, batch_first=True)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.drop(self.norm(rows))
