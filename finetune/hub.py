@@ -100,7 +100,10 @@ def _refused(uri: str, error: Exception) -> RegistryError:
     reasons = {
         RevisionNotFoundError: ("the model has no such revision", "check what stands behind the @"),
         RepositoryNotFoundError: ("the hub has no such model, or not for you", "check the name; hf auth login"),
-        LocalEntryNotFoundError: ("the hub cannot be reached, and the model is not in the cache", "try again"),
+        LocalEntryNotFoundError: (
+            "the hub cannot be reached, and the model is not in the cache",
+            "check the connection; or the path, where a folder is meant",
+        ),
         EntryNotFoundError: ("this is no model of matloom", "matloom export writes one that can be uploaded"),
     }
     kind = next((kind for kind in reasons if isinstance(error, kind)), None)
