@@ -42,8 +42,8 @@ class BilinearTransductionHead(RememberingHead):
         layers: int = Field(2, ge=0, description="hidden layers of f and g; 0: both are linear")
         dim: int = Field(32, gt=0, description="length of f(x_a) and g(x - x_a)")
         ordered: bool = Field(True, description="learn from pairs with y_b >= y_a only")
-        anchors: int = Field(256, gt=0, description="training rows at most among which the anchor is sought")
-        differences: int = Field(8192, gt=0, description="training differences at most (and 30 a row) that are kept")
+        anchors: int = Field(128, gt=0, description="training rows at most among which the anchor is sought")
+        differences: int = Field(2048, gt=0, description="training differences at most (and 30 a row) that are kept")
 
     task = "regression"
     kept = ("anchors", "differences")
