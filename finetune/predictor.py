@@ -220,8 +220,8 @@ def model_card(info: PredictorInfo) -> str:
     lines = [
         f"# {', '.join(info.targets)}",
         "",
-        f"Predicts {', '.join(f'`{name}`' for name in info.targets)} ({info.task}) from {', '.join(info.modalities)}, "
-        f"any of which may be missing.",
+        f"Predicts {', '.join(f'`{name}`' for name in info.targets)} ({info.task}) from {', '.join(info.modalities)}"
+        + (", of which any may be missing." if len(info.modalities) > 1 else "."),
         "",
         f"- pretrained model: `{info.foundation}` (seal {info.foundation_seal})",
         f"- training: {info.strategy}, adaptation `{json.dumps(info.adaptation)}`",
