@@ -46,6 +46,9 @@ def test_beta_weighs_by_the_variance_without_its_gradient() -> None:
     assert raw.grad is not None
     # with beta = 1 the mean has the gradient of the squared error, whatever the variance
     assert torch.allclose(raw.grad[:, 0, 0], torch.tensor([-0.5, -0.5]))
+    # and the weight itself is not learned: d/d log v of (log v + 1 / v) / 2, times v
+    variance = torch.tensor([0.0, 2.0]).exp()
+    assert torch.allclose(raw.grad[:, 0, 1], 0.25 * (variance - 1))
 
 
 def test_quantiles_hold_what_they_say_and_never_cross() -> None:
