@@ -19,7 +19,7 @@ from finetune.heads.base import HEADS, Head
 from finetune.prediction import Prediction
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
-from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, write_json
+from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, read_tables_of, write_json
 from pretrain.parts import build_encoder, with_weights
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError, DataError, suggest
@@ -178,7 +178,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
     """Verify a stored predictor, then build it in evaluation mode; the export is that of its model, without weights."""
     verify(folder, error=CheckpointError)
     try:
-        tables = {name: json.loads((folder / name).read_text()) for name in (RECIPE, SCHEMA, FITTED, PREDICTOR)}
+        tables = read_tables_of(folder, (RECIPE, SCHEMA, FITTED, PREDICTOR))
         stored = tables[PREDICTOR]
         stored.update({name: tuple(stored.get(name, ())) for name in ("targets", "modalities", "delta")})
         info = PredictorInfo(**stored)

@@ -15,6 +15,7 @@ from launch.export_cli import export
 from launch.guard import guarded
 from launch.leaderboard_cli import leaderboard_app
 from launch.options import Config, DryRun, Json, Out, Set, show
+from launch.registry_cli import registry_app
 from launch.search_cli import discover, search
 from launch.shards_cli import shards_app
 from launch.use_cli import embed, predict
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show and explain recipes.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
+app.add_typer(registry_app, name="registry")
 app.add_typer(config_app, name="config")
 app.add_typer(leaderboard_app, name="leaderboard")
 

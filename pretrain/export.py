@@ -46,7 +46,10 @@ class Export:
 
     def build(self) -> MultimodalModel:
         """Build the model with its weights, in evaluation mode."""
-        model = MultimodalModel(self.recipe, self.specs, self.fitted)
+        try:
+            model = MultimodalModel(self.recipe, self.specs, self.fitted)
+        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+            raise CheckpointError("no model can be built from this recipe", why=repr(error)) from None
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -89,7 +92,7 @@ def read_export(folder: Path) -> Export:
     """Verify the hashes of an export, then read it; raise `CheckpointError` naming the file that is wrong."""
     verify(folder, error=CheckpointError)
     try:
-        tables = {name: json.loads((folder / name).read_text()) for name in (RECIPE, SCHEMA, FITTED, METRICS)}
+        tables = read_tables_of(folder, (RECIPE, SCHEMA, FITTED, METRICS))
         specs = {name: ModalitySpec.model_validate(spec) for name, spec in tables[SCHEMA].items()}
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, ValueError, ValidationError, SafetensorError) as error:
@@ -101,6 +104,21 @@ def read_export(folder: Path) -> Export:
         metrics=tables[METRICS],
         weights=weights,
     )
+
+
+def read_tables_of(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return JSON files of an export; raise `ValueError` where one holds no table."""
+    tables = {}
+    for name in names:
+        try:
+            tables[name] = json.loads((folder / name).read_text())
+        except RecursionError:
+            raise ValueError(f"{name} is nested too deeply") from None
+        if not isinstance(tables[name], dict):
+            raise ValueError(f"{name} holds no table")
+    if FITTED in tables and not all(isinstance(values, dict) for values in tables[FITTED].values()):
+        raise ValueError(f"{FITTED} holds something that is no table of a modality")
+    return tables
 
 
 def contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

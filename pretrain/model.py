@@ -202,6 +202,7 @@ def _placed(vectors: Tensor, batch: Batch, name: str) -> Tensor:
 
 
 def at_least_one_row(mask: Tensor) -> Tensor:
+    """Return a mask (b,), or one row that is absent where b is 0: every rank must build the same graph."""
     return mask if len(mask) else mask.new_zeros(1)
 
 

@@ -1,8 +1,7 @@
 """MLflow: parameters, metrics and files of a run, and the registered model. Rank 0 alone writes.
 
 What is to be told goes into a journal on disk and from there to the server, by a thread: a server that is slow or away
-costs no training time and loses nothing. The only module of this package that imports mlflow, and it does so when
-something is delivered: the import costs two seconds.
+costs no training time and loses nothing. mlflow is imported when something is delivered: that costs two seconds.
 """
 
 from __future__ import annotations
@@ -10,18 +9,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pretrain.delivery import Courier
 from pretrain.journal import Event, Journal
+from pretrain.promotion import OvertakenError, current, history, promote, somebody
+from shards.sealed import SEAL, sha256
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHAMPION = "champion"
 SCORE_TAG = "matloom.score"
 RUN_TAG = "matloom.run"
+# of the seal when it was registered: files that were changed together with their seal are noticed
+SEAL_TAG = "matloom.seal_sha256"
 REGISTERED = "registered.json"
 FOLDER = "tracking"
 # of one call to the server
@@ -36,6 +41,16 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
 def tracking_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or a SQLite database in the working folder, which ``mlflow ui`` finds."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def git_commit() -> dict[str, str]:
+    """Return the commit of the code that runs, as a tag; none where it is installed without its repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_commit": done.stdout.strip()}
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,6 +168,7 @@ class Tracker:
             score=score,
             parameters={key: str(value) for key, value in parameters.items()},
             contest=dict(contest),
+            code=git_commit(),
         )
         self.courier.drain(FINISH_S)
         return json.loads(result.read_text())["uri"] if result.exists() else None
@@ -306,28 +322,34 @@ class MLflowServer:
             self.client.set_terminated(self.run_id, event["status"], end_time=event["time_ms"])
 
     def _register(self, event: Event) -> None:
-        from mlflow.exceptions import MlflowException
-
         name, score, contest = event["name"], event["score"], event["contest"]
         version = self._registered(event) or self._new_version(event)
-        try:
-            champion = dict(self.client.get_model_version_by_alias(name, CHAMPION).tags)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            champion = {**contest, SCORE_TAG: "-inf"}
-        comparable = all(champion.get(key) == value for key, value in contest.items())
-        if comparable and score > float(champion.get(SCORE_TAG, "-inf")):
-            self.client.set_registered_model_alias(name, CHAMPION, version)
+        self._contend(name, version, score, contest)
         result = self.folder / f".{REGISTERED}.partial"
         result.write_text(json.dumps({"uri": f"models:/{name}/{version}"}))
         os.replace(result, self.folder / REGISTERED)
+
+    def _contend(self, name: str, version: str, score: float, contest: Mapping[str, str]) -> None:
+        """Make a version champion if it wins the contest, whoever else is at it at the same moment."""
+        while True:
+            before = history(self.client, name, CHAMPION)
+            holder = current(self.client, name, CHAMPION)
+            tags = dict(self.client.get_model_version(name, holder).tags) if holder else contest
+            comparable = all(tags.get(key) == value for key, value in contest.items())
+            if holder == version or not comparable or score <= float(tags.get(SCORE_TAG, "-inf")):
+                return
+            metric = f"{contest.get('metric', 'score')} = {score:.6g}"
+            with suppress(OvertakenError):
+                after = before[-1].number if before else 0
+                why = "the best of its contest when it was registered"
+                promote(self.client, name, CHAMPION, version, who=somebody(), why=why, metric=metric, after=after)
+                return
 
     def _registered(self, event: Event) -> str | None:
         """Return the version that an earlier try has made already."""
         found = self.client.search_model_versions(f"name = '{event['name']}'")
         mine = self._mark(event)
-        return next((version.version for version in found if version.tags.get(RUN_TAG) == mine), None)
+        return next((str(version.version) for version in found if version.tags.get(RUN_TAG) == mine), None)
 
     def _mark(self, event: Event) -> str:
         return f"{self.journal.state['key']}-{event['time_ms']}"
@@ -343,8 +365,11 @@ class MLflowServer:
         self.client.log_model_artifacts(model.model_id, str(self.folder / event["folder"]))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_metric(self.run_id, "score", event["score"], event["time_ms"], model_id=model.model_id)
-        tags = {**contest, **mark, SCORE_TAG: repr(event["score"])}
-        return mlflow.register_model(f"models:/{model.model_id}", name, tags=tags).version
+        seal = self.folder / event["folder"] / SEAL
+        tags = {**contest, **mark, SCORE_TAG: repr(event["score"]), **event.get("code", {})}
+        if seal.exists():
+            tags[SEAL_TAG] = sha256(seal)
+        return str(mlflow.register_model(f"models:/{model.model_id}", name, tags=tags).version)
 
 
 def _parts(values: list[Any], most: int) -> Iterable[list[Any]]:

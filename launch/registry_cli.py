@@ -1,0 +1,147 @@
+"""`matloom registry`: what models there are, which are in use, and copies of them that are what was registered."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.options import Json, Uri, show
+
+if TYPE_CHECKING:
+    from finetune.registry.entries import Entry
+
+registry_app = typer.Typer(help="List, fetch, verify and promote registered models.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Registered model.")]
+Alias = Annotated[str, typer.Option(help="Which alias.")]
+Why = Annotated[str, typer.Option(help="Reason, for the history.")]
+CHAMPION = "champion"
+
+
+@registry_app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Registered model; default: all.")] = None,
+    metric: Annotated[list[str], typer.Option(metavar="NAME<VALUE", help="Condition on a metric.")] = [],  # noqa: B006
+    tag: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="Condition on a tag.")] = [],  # noqa: B006
+    alias: Annotated[str | None, typer.Option(help="What points to it.")] = None,
+    modality: Annotated[list[str], typer.Option(help="Must read it; several may be given.")] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(metavar="SHA256", help="Beginning of the data set's digest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List versions of registered models, by conditions that all must hold."""
+    from finetune.registry.entries import entries, search
+
+    found = search(entries(name), metrics=metric, tags=tag, alias=alias, modalities=modality, data=data)
+    show([_row(entry) for entry in found], as_json, _line)
+
+
+@registry_app.command("show")
+def show_(name: Name, alias: Alias = CHAMPION, as_json: Json = False) -> None:
+    """Show a model's versions, and how its alias came to where it points."""
+    from finetune.registry.entries import entries
+    from finetune.registry.promotions import promoted
+
+    rows = [_row(entry) for entry in entries(name)]
+    past = [asdict(record) for record in promoted(name, alias)]
+    if as_json:
+        typer.echo(json.dumps({"versions": rows, "promotions": past}, indent=1))
+        return
+    show(rows, False, _line)
+    for record in past:
+        told = f"{record['number']}. {_when(record['time_ms'])}  {alias} -> {record['version']}"
+        typer.echo(
+            f"{told} (before: {record['previous'] or 'none'}) by {_plain(record['who'])}: {_plain(record['why'])}"
+            + (f" ({_plain(record['metric'])})" if record["metric"] else "")
+        )
+
+
+@registry_app.command()
+def pull(
+    uri: Uri,
+    out: Annotated[Path | None, typer.Option(help="Copy there; default: the offline cache alone.")] = None,
+) -> None:
+    """Fetch a model, verified against its sealed hashes, for use without the server."""
+    import shutil
+
+    from finetune.registry import resolve
+    from shards.sealed import sealing
+
+    folder = resolve(uri)
+    if out is not None:
+        with sealing(out) as stage:
+            shutil.copytree(folder, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns("seal.json"))
+    typer.echo(str(out or folder))
+
+
+@registry_app.command()
+def promote(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="Its number.")],
+    why: Why,
+    alias: Alias = CHAMPION,
+    metric: Annotated[str | None, typer.Option(help="A metric of it that decided.")] = None,
+) -> None:
+    """Let an alias point to a version; who, when and why go into the history."""
+    from finetune.registry.promotions import promote_version
+
+    record = promote_version(name, version, alias=alias, why=why, metric=metric)
+    typer.echo(f"{alias} of {name}: {record.previous or 'none'} -> {record.version}")
+
+
+@registry_app.command()
+def rollback(name: Name, why: Why, alias: Alias = CHAMPION) -> None:
+    """Let an alias point to the version before."""
+    from finetune.registry.promotions import rollback as go_back
+
+    record = go_back(name, alias=alias, why=why)
+    typer.echo(f"{alias} of {name}: {record.previous} -> {record.version}")
+
+
+@registry_app.command()
+def verify(
+    uri: Annotated[str | None, typer.Argument(help="A model; default: every version there is.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash every file of registered models again; exit code 4 where one is not what was registered."""
+    from finetune.registry import resolve
+    from finetune.registry.entries import entries
+    from shards.errors import MatloomError
+
+    rows: list[dict[str, Any]] = []
+    for one in [uri] if uri is not None else [entry.uri for entry in entries()]:
+        try:
+            resolve(one)
+            rows.append({"uri": one, "ok": True, "why": ""})
+        except MatloomError as error:
+            rows.append({"uri": one, "ok": False, "why": str(error)})
+    show(
+        rows,
+        as_json,
+        lambda row: f"{'ok     ' if row['ok'] else 'REFUSED'}  {row['uri']}  {_plain(row['why'])}".rstrip(),
+    )
+    raise typer.Exit(0 if all(row["ok"] for row in rows) else 4)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "uri": entry.uri}
+
+
+def _line(row: dict[str, Any]) -> str:
+    marks = " ".join(f"@{alias}" for alias in row["aliases"])
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(row["metrics"].items())[:4])
+    reads = row["tags"].get("modalities") or row["parameters"].get("modalities", "")
+    return _plain(f"{row['uri']:40} {marks:12} {_when(row['created_ms'])}  {reads}  {metrics}".rstrip())
+
+
+def _when(time_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_ms / 1000))
+
+
+def _plain(text: str) -> str:
+    """Return what somebody else wrote without what would move the cursor or colour the terminal."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
