@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,20 +22,29 @@ START_S = 120
 
 
 class MLflow:
-    """``mlflow server`` with SQLite, which can be killed and started again on the same port."""
+    """``mlflow server``, by default with SQLite, which can be killed and started again on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: str | None = None,
+        options: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.port = folder, free_port()
+        self.store = store or f"sqlite:///{folder}/server.db"
+        self.options, self.env = list(options), {**os.environ, **(env or {})}
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
+        command += ["--backend-store-uri", self.store, "--workers", "1", *self.options]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=self.env)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             with suppress(OSError):
@@ -54,9 +63,9 @@ class MLflow:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[MLflow]:
+def mlflow_server(folder: Path, **options: Any) -> Iterator[MLflow]:
     """Run a server that is started already."""
-    server = MLflow(folder)
+    server = MLflow(folder, **options)
     try:
         server.start()
         yield server

@@ -64,6 +64,11 @@ def test_config_schema_lists_plugins() -> None:
     assert {"infonce", "ntxent", "siglip", "barlow"} == set(schema["pair losses"])
     assert {"structures", "table", "vasp"} <= set(schema["sources"])
     assert {"crystal", "dos", "image", "molecule"} <= set(schema["feature steps"])
+    assert {"regression", "gaussian", "quantile", "bilinear_transduction"} <= set(schema["heads"])
+    assert {"frozen", "lora", "scale_shift"} <= set(schema["adaptations"])
+    assert {"linear_probe", "random_forest"} <= set(schema["estimators"])
+    assert {"retrieval", "missing", "uncertainty", "discovery"} <= set(schema["evaluations"])
+    assert "target" in schema["finetuning recipe"]["properties"]
     assert "difficulty" in schema["orders"]["curriculum"]["properties"]
 
 

@@ -6,10 +6,7 @@ Everything goes through the commands that users have, in a folder and with a reg
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,54 +14,7 @@ import pytest
 
 from finetune.loading import Foundation, PropertyModel, load
 from pretrain.ports import free_port
-from shards.sources.examples import write_examples
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Spine:
-    """A folder in which everything has been run once."""
-
-    folder: Path
-
-    def run(self, *command: object, code: int = 0) -> str:
-        """Run a command there and return what it printed."""
-        env = {
-            **os.environ,
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [str(part) for part in command], cwd=self.folder, env=env, capture_output=True, text=True, timeout=280
-        )
-        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout if code == 0 else done.stdout + done.stderr
-
-    def matloom(self, *arguments: object, code: int = 0) -> str:
-        return self.run(sys.executable, "-m", "launch.cli", *arguments, code=code)
-
-    def json(self, *arguments: object) -> list[dict[str, object]]:
-        return json.loads(self.matloom(*arguments, "--json"))
-
-
-@pytest.fixture(scope="session")
-def spine(tmp_path_factory: pytest.TempPathFactory, dft_shards: Path) -> Spine:
-    spine = Spine(tmp_path_factory.mktemp("spine"))
-    spine.run(
-        "deepspeed", "--num_accelerators", 1, "--master_port", free_port(), ROOT / "launch" / "pretrain.py",
-        "--config", ROOT / "recipes" / "demo.toml", "--set", f"data.path={dft_shards}",
-        "--set", "optim.epochs=1", "--set", "optim.warmup_epochs=0",
-    )  # fmt: skip
-    spine.matloom(
-        "finetune", ROOT / "recipes" / "demo-finetune.toml", "--set", f"data={dft_shards}", "--set", "seeds=[0]",
-        "--set", "optim.epochs=1", "--set", "optim.frozen_epochs=40",
-    )  # fmt: skip
-    write_examples(spine.folder, "GaN_wurtzite")
-    return spine
+from tests.integration.spine import BIN, ROOT, Spine
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +86,7 @@ def test_two_ranks_finetune_with_a_modality_missing_on_one(spine: Spine, dft_sha
 
 
 def test_evaluate_states_every_ordered_pair_with_chance(spine: Spine, dft_shards: Path) -> None:
-    rows = spine.json("evaluate", "models:/demo@champion", "--data", dft_shards)
+    rows = spine.json("evaluate", "models:/demo@champion", "--data", dft_shards, "--only", "retrieval")
     assert len(rows) == 5 * 4 and {(r["query"], r["target"]) for r in rows}.__len__() == 20
     assert all(r["chance_at_1"] == pytest.approx(1 / r["n"]) for r in rows)  # type: ignore[operator]
 
