@@ -54,7 +54,10 @@ def export(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql", "basic-auth"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql", "basic-auth")]
+
+
+@pytest.fixture(scope="module", params=["sqlite", *SLOW])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflow]:
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
