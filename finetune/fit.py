@@ -106,6 +106,11 @@ def fit(
     -------
     dict of str to float
         Validation metrics of the best epoch, and ``epoch``.
+
+    Raises
+    ------
+    DataError
+        Where the predictions become infinite, or the metric is undefined on the validation part in every epoch.
     """
     metric = SELECTION[head.task]
     optimizer = torch.optim.AdamW(schedule.groups, weight_decay=schedule.weight_decay)
@@ -130,6 +135,12 @@ def fit(
         if better(metric, values[metric], best[metric]):
             best = {**values, "epoch": float(epoch)}
             weights = copy.deepcopy(network.state_dict())
+    if "epoch" not in best:
+        raise DataError(
+            f"no epoch can be chosen: {metric} of the validation part is undefined",
+            why="all of its targets are of one class" if head.task != "regression" else "it is not a number",
+            do="choose a split whose part 'val' holds every class",
+        )
     network.load_state_dict(weights)
     accelerator.free_memory()
     return best

@@ -55,7 +55,7 @@ def postgres_server() -> Iterator[str]:
         run(*control, "-o", options, "-l", str(folder / "log"), "start")
         try:
             run(str(tools / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "matloom", "registry")
-            yield f"postgresql://matloom@127.0.0.1:{port}/registry"
+            yield f"postgresql+psycopg2://matloom@127.0.0.1:{port}/registry"
         finally:
             run(*control, "-m", "immediate", "stop")
     finally:

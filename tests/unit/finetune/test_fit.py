@@ -15,6 +15,7 @@ from finetune.consistency import Consistency
 from finetune.encodings import Column, EncodedRows
 from finetune.fit import Batches, Example, Schedule, fit
 from finetune.heads.base import HEADS, Head
+from shards.errors import DataError
 
 HUGE = 1e9
 
@@ -182,3 +183,11 @@ def test_a_nuisance_matters_the_less_the_stronger_the_term_and_unlabelled_rows_l
     assert sensitivity[0] > sensitivity[1] > sensitivity[2]
     assert errors[2] < 0.7 * errors[0]
     assert errors[2] < 0.8 * errors[3], "the same term without the unlabelled rows helps less"
+
+
+def test_a_validation_part_of_one_class_is_refused() -> None:
+    """Its AUROC is undefined: no epoch could win, and what would be left are the weights of before the training."""
+    x, y = torch.randn(8, 3), torch.tensor([[0.0], [1.0]] * 4)
+    head = HEADS.get("classification")(HEADS.options({"kind": "classification", "hidden": 4}), 3, ("is_metal",))
+    with pytest.raises(DataError, match="auroc of the validation part is undefined"):
+        trained(head, slices(x, y, 8), slices(x, torch.zeros(8, 1), 8))
