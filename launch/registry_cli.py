@@ -69,12 +69,16 @@ def pull(
     import shutil
 
     from finetune.registry import resolve
-    from shards.sealed import sealing
+    from finetune.registry.contents import check_contents
+    from shards.sealed import SEAL, sealing, sha256
 
     folder = resolve(uri)
     if out is not None:
         with sealing(out) as stage:
-            shutil.copytree(folder, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns("seal.json"))
+            shutil.copytree(folder, stage, dirs_exist_ok=True)
+            # the copy is what is used: it is checked itself before it is sealed anew
+            check_contents(stage, seal=sha256(folder / SEAL))
+            (stage / SEAL).unlink()
     typer.echo(str(out or folder))
 
 

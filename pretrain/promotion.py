@@ -38,6 +38,8 @@ class Promotion:
         The user, the reason, and the metric (with its value) that it was decided by.
     time_ms : int
         When, since 1970.
+    back : bool
+        A rollback.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Promotion:
     why: str
     metric: str
     time_ms: int
+    back: bool = False
 
 
 class OvertakenError(Exception):
@@ -74,10 +77,9 @@ def history(client: Any, name: str, alias: str) -> list[Promotion]:
     found = {}
     tags = client.get_registered_model(name).tags
     for key, text in tags.items():
-        if key.startswith(f"{TAG}.{alias}."):
-            record = _read(text)
-            if record is not None and record.alias == alias:
-                found[record.number] = record
+        number = key.removeprefix(f"{TAG}.{alias}.")
+        if number.isdecimal() and (record := _read(text, alias, int(number))) is not None:
+            found[record.number] = record
     # a promotion that was cut off before its record reached the tags has happened all the same
     number = max(found, default=0) + 1
     while (record := _claimed(client, name, alias, number)) is not None:
@@ -91,7 +93,16 @@ def current(client: Any, name: str, alias: str) -> str:
 
 
 def promote(
-    client: Any, name: str, alias: str, version: str, *, who: str, why: str, metric: str = "", after: int | None = None
+    client: Any,
+    name: str,
+    alias: str,
+    version: str,
+    *,
+    who: str,
+    why: str,
+    metric: str = "",
+    after: int | None = None,
+    back: bool = False,
 ) -> Promotion:
     """Let an alias point to a version.
 
@@ -105,6 +116,8 @@ def promote(
         For the history.
     after : int, optional
         Number of the promotion that the decision was based on, 0 for none; by default the last one now.
+    back : bool
+        A rollback.
 
     Raises
     ------
@@ -124,6 +137,7 @@ def promote(
         why=why[:MOST],
         metric=metric[:MOST],
         time_ms=int(time.time() * 1000),
+        back=back,
     )
     _claim(client, name, record)
     _carry_out(client, name, record)
@@ -131,14 +145,23 @@ def promote(
 
 
 def _carry_out(client: Any, name: str, record: Promotion) -> None:
-    """Move the alias; where somebody has been promoted since, to theirs: the last promotion counts, not the writer."""
+    """Move the alias; where somebody has been promoted since, to theirs: the last promotion counts, not the writer.
+
+    Theirs counts once it stands in the tags of the model: everybody may create an experiment, but not write there. Who
+    has not come so far sets the alias after this.
+    """
     while True:
-        client.set_registered_model_tag(name, f"{TAG}.{record.alias}.{record.number:06d}", json.dumps(asdict(record)))
+        client.set_registered_model_tag(name, _key(record.alias, record.number), json.dumps(asdict(record)))
         client.set_registered_model_alias(name, record.alias, record.version)
-        following = _claimed(client, name, record.alias, record.number + 1)
+        text = client.get_registered_model(name).tags.get(_key(record.alias, record.number + 1), "")
+        following = _read(text, record.alias, record.number + 1)
         if following is None:
             return
         record = following
+
+
+def _key(alias: str, number: int) -> str:
+    return f"{TAG}.{alias}.{number:06d}"
 
 
 def _claim(client: Any, name: str, record: Promotion) -> None:
@@ -158,17 +181,19 @@ def _claim(client: Any, name: str, record: Promotion) -> None:
 
 def _claimed(client: Any, name: str, alias: str, number: int) -> Promotion | None:
     experiment = client.get_experiment_by_name(_title(name, alias, number))
-    return None if experiment is None else _read(experiment.tags.get(TAG, ""))
+    return None if experiment is None else _read(experiment.tags.get(TAG, ""), alias, number)
 
 
 def _title(name: str, alias: str, number: int) -> str:
     return f"{PREFIX} {name}@{alias} {number}"
 
 
-def _read(text: str) -> Promotion | None:
+def _read(text: str, alias: str, number: int) -> Promotion | None:
     """Return a stored record, None where somebody else wrote something of that name."""
     try:
         record = Promotion(**json.loads(text))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
-    return record if isinstance(record.number, int) and isinstance(record.version, str) else None
+    words = (record.version, record.previous, record.who, record.why, record.metric)
+    sound = all(isinstance(word, str) for word in words) and isinstance(record.time_ms, int)
+    return record if sound and (record.alias, record.number) == (alias, number) else None

@@ -359,16 +359,15 @@ class MLflowServer:
 
         name, contest, mark = event["name"], event["contest"], {RUN_TAG: self._mark(event)}
         experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        seal = self.folder / event["folder"] / SEAL
+        sealed = {SEAL_TAG: sha256(seal)} if seal.exists() else {}
         model = self.client.create_logged_model(
-            experiment_id, name, self.run_id, {**contest, **mark}, event["parameters"]
+            experiment_id, name, self.run_id, {**contest, **mark, **sealed}, event["parameters"]
         )
         self.client.log_model_artifacts(model.model_id, str(self.folder / event["folder"]))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_metric(self.run_id, "score", event["score"], event["time_ms"], model_id=model.model_id)
-        seal = self.folder / event["folder"] / SEAL
-        tags = {**contest, **mark, SCORE_TAG: repr(event["score"]), **event.get("code", {})}
-        if seal.exists():
-            tags[SEAL_TAG] = sha256(seal)
+        tags = {**contest, **mark, **sealed, SCORE_TAG: repr(event["score"]), **event.get("code", {})}
         return str(mlflow.register_model(f"models:/{model.model_id}", name, tags=tags).version)
 
 

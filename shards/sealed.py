@@ -156,7 +156,7 @@ def verify(
         sizes = {name: entry["bytes"] for name, entry in seal["files"].items()}
         if outside := [name for name in hashes if _leads_out(name)]:
             raise ValueError(f"{outside[0]!r} is no file of the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise error("the seal is damaged", where=folder / SEAL, why=repr(problem)) from None
     if only is None:
         found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SEAL}

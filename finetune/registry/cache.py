@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from shards.cache import cache_folder
 from shards.errors import CheckpointError
 from shards.sealed import SEAL, sha256
 
+SEALS = re.compile(r"[0-9a-f]{64}")
+
 
 def _models() -> Path:
     return cache_folder() / "models"
@@ -23,7 +26,8 @@ def _models() -> Path:
 
 def cached(seal: str | None) -> Path | None:
     """Return the folder with that seal; one that was damaged since is removed and fetched anew."""
-    if seal is None or not seal.isalnum():
+    # a tag is what somebody wrote: only what is a sha256 may name a folder that could be removed
+    if seal is None or not SEALS.fullmatch(seal):
         return None
     folder = _models() / seal
     if not folder.is_dir():

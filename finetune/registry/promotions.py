@@ -16,7 +16,14 @@ def promoted(name: str, alias: str = "champion") -> list[Promotion]:
 
 
 def promote_version(
-    name: str, version: str, *, alias: str = "champion", why: str, metric: str | None = None, after: int | None = None
+    name: str,
+    version: str,
+    *,
+    alias: str = "champion",
+    why: str,
+    metric: str | None = None,
+    after: int | None = None,
+    back: bool = False,
 ) -> Promotion:
     """Let an alias point to a version, once what it points to has been verified.
 
@@ -30,6 +37,8 @@ def promote_version(
         A metric of that version; its value goes into the history.
     after : int, optional
         Number of the last promotion that was known when this was decided.
+    back : bool
+        A rollback.
 
     Raises
     ------
@@ -37,12 +46,21 @@ def promote_version(
         Where there is no such version, or somebody else promoted at the same moment.
     """
     entry = find(f"models:/{name}/{version}")
-    assert entry is not None
+    if entry is None:
+        raise RegistryError(f"'{name}' is a logged model, which has no versions", do="matloom registry list")
     fetch(entry.uri)
     with asking(f"'{alias}' of '{name}' cannot be moved", about=name) as client:
         try:
             return promote(
-                client, name, alias, entry.version, who=somebody(), why=why, metric=_value(entry, metric), after=after
+                client,
+                name,
+                alias,
+                entry.version,
+                who=somebody(),
+                why=why,
+                metric=_value(entry, metric),
+                after=after,
+                back=back,
             )
         except OvertakenError as error:
             raise RegistryError(
@@ -61,16 +79,13 @@ def rollback(name: str, *, alias: str = "champion", why: str) -> Promotion:
     # what is in use now, and under it what would be again: promotions put on a pile, rollbacks take off
     pile: list[str] = []
     for record in done:
-        if len(pile) > 1 and record.why.startswith(ROLLBACK):
+        if len(pile) > 1 and record.back:
             pile.pop()
         else:
             pile += [record.version] if pile else [version for version in (record.previous, record.version) if version]
     if len(pile) < 2:
         raise RegistryError(f"'{alias}' of '{name}' has never pointed to another version", do="matloom registry show")
-    return promote_version(name, pile[-2], alias=alias, why=f"{ROLLBACK}: {why}", after=done[-1].number)
-
-
-ROLLBACK = "rollback"
+    return promote_version(name, pile[-2], alias=alias, why=f"rollback: {why}", after=done[-1].number, back=True)
 
 
 def _value(entry: Entry, metric: str | None) -> str:

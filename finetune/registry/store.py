@@ -12,6 +12,19 @@ from pretrain.tracking import tracking_uri
 from shards.errors import RegistryError, suggest
 
 ALL = 1000
+# what a store says that answers: the error codes of MLflow that are no matter of reaching it
+ANSWERS = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+)
+
+
+class AwayError(RegistryError):
+    """The store does not answer; what it would say is not known."""
 
 
 @contextmanager
@@ -38,12 +51,18 @@ def asking(what: str, *, about: str = "") -> Iterator[Any]:
         yield mlflow.MlflowClient()
     except (MlflowException, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RegistryError(
+        raise (RegistryError if _answers(error) else AwayError)(
             what,
             where=shown_uri(),
             why=f"{first} ({_hint(about)})" if about else first,
             do="matloom registry list; MLFLOW_TRACKING_URI says which store is asked",
         ) from None
+
+
+def _answers(error: Exception) -> bool:
+    """Say whether the store has answered, with a no."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return getattr(error, "error_code", None) in ANSWERS or (status is not None and status < 500)
 
 
 def download(uri: str, target: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.registry.cache import cached, keep, last_known, remember
 from finetune.registry.contents import check_contents
 from finetune.registry.entries import find
-from finetune.registry.store import download, is_local
+from finetune.registry.store import AwayError, asking, download, is_local
 from pretrain.tracking import SEAL_TAG
 from shards.errors import RegistryError
 
@@ -62,20 +62,21 @@ def fetch(uri: str) -> Path:
         return folder
     try:
         seal = seal_of(uri)
-    except RegistryError as error:
-        known = last_known(uri)
-        if known is None:
+        known = cached(seal) or keep(lambda target: download(uri, target), seal=seal)
+    except AwayError as error:
+        last = last_known(uri)
+        if last is None:
             raise
         log.warning("%s; %s is taken from the cache", error, uri)
-        return known
-    known = cached(seal)
-    if known is None:
-        known = keep(lambda target: download(uri, target), seal=seal)
+        return last
     remember(uri, known)
     return known
 
 
 def seal_of(uri: str) -> str | None:
-    """Return the sha256 that the seal of a registered version had, None where it was not noted."""
+    """Return the sha256 that the seal of a registered model had, None where it was not noted."""
+    if uri.startswith("models:/m-"):
+        with asking(f"the registry has no '{uri}'") as client:
+            return client.get_logged_model(uri.removeprefix("models:/")).tags.get(SEAL_TAG)
     entry = find(uri)
     return None if entry is None else entry.tags.get(SEAL_TAG)
