@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,14 +20,16 @@ def test_an_example_is_shown_as_it_is_tested(name: str) -> None:
 
 
 def test_every_command_shown_is_a_command() -> None:
-    from launch.cli import app, config_app, shards_app
+    from launch.cli import app
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    known |= {f"shards {command.name}" for command in shards_app.registered_commands}
-    known |= {f"config {command.name}" for command in config_app.registered_commands}
-    shown = set(re.findall(r"^matloom ((?:shards |config )?[a-z]+)", README, flags=re.MULTILINE))
+    def names(group: Any, before: str = "") -> set[str]:
+        found = {before + (c.name or c.callback.__name__) for c in group.registered_commands}
+        return found.union(*(names(inner.typer_instance, f"{inner.name} ") for inner in group.registered_groups))
+
+    groups = "|".join(str(group.name) for group in app.registered_groups)
+    shown = set(re.findall(rf"^matloom ((?:(?:{groups}) )?[a-z]+)", README, flags=re.MULTILINE))
     assert shown
-    assert shown <= known
+    assert shown <= names(app)
 
 
 def test_every_file_linked_is_there() -> None:
