@@ -80,10 +80,16 @@ def history(client: Any, name: str, alias: str) -> list[Promotion]:
         number = key.removeprefix(f"{TAG}.{alias}.")
         if number.isdecimal() and (record := _read(text, alias, int(number))) is not None:
             found[record.number] = record
-    # a promotion that was cut off before its record reached the tags has happened all the same
-    number = max(found, default=0) + 1
-    while (record := _claimed(client, name, alias, number)) is not None:
-        found[number], number = record, number + 1
+    # a promotion that was cut off before its record reached the tags has happened all the same, the last or not
+    last, number = max(found, default=0), 1
+    while True:
+        if number not in found:
+            record = _claimed(client, name, alias, number)
+            if record is not None:
+                found[number] = record
+            elif number > last:
+                break
+        number += 1
     return [found[number] for number in sorted(found)]
 
 

@@ -333,10 +333,9 @@ class MLflowServer:
         """Make a version champion if it wins the contest, whoever else is at it at the same moment."""
         while True:
             before = history(self.client, name, CHAMPION)
-            holder = current(self.client, name, CHAMPION)
-            tags = dict(self.client.get_model_version(name, holder).tags) if holder else contest
-            comparable = all(tags.get(key) == value for key, value in contest.items())
-            if holder == version or not comparable or score <= float(tags.get(SCORE_TAG, "-inf")):
+            # also whoever has won already, and is about to move the alias
+            held = {current(self.client, name, CHAMPION), before[-1].version if before else ""} - {""}
+            if any(not self._beats(name, version, score, contest, holder) for holder in held):
                 return
             metric = f"{contest.get('metric', 'score')} = {score:.6g}"
             with suppress(OvertakenError):
@@ -344,6 +343,19 @@ class MLflowServer:
                 why = "the best of its contest when it was registered"
                 promote(self.client, name, CHAMPION, version, who=somebody(), why=why, metric=metric, after=after)
                 return
+
+    def _beats(self, name: str, version: str, score: float, contest: Mapping[str, str], holder: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = self.client.get_model_version(name, holder).tags
+        except MlflowException as error:
+            # a record may name a version that was deleted since, or that never was
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return True
+        comparable = all(tags.get(key) == value for key, value in contest.items())
+        return holder != version and comparable and score > float(tags.get(SCORE_TAG, "-inf"))
 
     def _registered(self, event: Event) -> str | None:
         """Return the version that an earlier try has made already."""
