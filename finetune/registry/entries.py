@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.registry.store import ALL, asking
+from finetune.registry.store import asking, every, versions_of
 from shards.errors import ConfigError, RegistryError
 
 DIGEST = "data_sha256"
@@ -62,14 +62,11 @@ class Entry:
 def entries(name: str | None = None) -> list[Entry]:
     """Return all versions of a model, or of all models, by name and newest first."""
     with asking("the registry cannot be read", about=name or "") as client:
-        models = [client.get_registered_model(name)] if name else _all(client.search_registered_models)
+        models = [client.get_registered_model(name)] if name else every(client.search_registered_models)
         aliases = {model.name: dict(model.aliases) for model in models}
         found = []
         for model in models:
-            # a name is quoted by doubling what closes it; MLflow refuses most others anyhow
-            quoted = model.name.replace("'", "''")
-            versions = _all(client.search_model_versions, filter_string=f"name = '{quoted}'")
-            found += [_entry(client, version, aliases[model.name]) for version in versions]
+            found += [_entry(client, version, aliases[model.name]) for version in versions_of(client, model.name)]
     return sorted(found, key=lambda entry: (entry.name, -int(entry.version)))
 
 
@@ -84,7 +81,7 @@ def find(uri: str) -> Entry | None:
         if alias:
             found = client.get_model_version_by_alias(name, alias)
         elif version == "latest":
-            numbers = [int(v.version) for v in _all(client.search_model_versions, filter_string=f"name = '{name}'")]
+            numbers = [int(version.version) for version in versions_of(client, name)]
             if not numbers:
                 raise RegistryError(f"'{name}' has no version yet", where=uri)
             found = client.get_model_version(name, str(max(numbers)))
@@ -147,15 +144,6 @@ def _tag(condition: str) -> Callable[[Entry], bool]:
 
 def _known(entry: Entry) -> dict[str, str]:
     return {**entry.parameters, **entry.tags}
-
-
-def _all(search: Callable[..., Any], **options: Any) -> list[Any]:
-    page = search(max_results=ALL, **options)
-    found = list(page)
-    while page.token:
-        page = search(max_results=ALL, page_token=page.token, **options)
-        found += page
-    return found
 
 
 def _entry(client: Any, version: Any, aliases: dict[str, Any]) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,23 @@ def download(uri: str, target: Path | None = None) -> Path:
         )
 
 
+def every(search: Callable[..., Any], **options: Any) -> list[Any]:
+    """Return what a search of the client finds, all pages of it."""
+    page = search(max_results=ALL, **options)
+    found = list(page)
+    while page.token:
+        page = search(max_results=ALL, page_token=page.token, **options)
+        found += page
+    return found
+
+
+def versions_of(client: Any, name: str) -> list[Any]:
+    """Return all versions of a registered model, as MLflow has them."""
+    # a name is quoted by doubling what closes it; MLflow refuses most others anyhow
+    quoted = name.replace("'", "''")
+    return every(client.search_model_versions, filter_string=f"name = '{quoted}'")
+
+
 def store_exists() -> bool:
     """Say whether a SQLite store is there: looking into one that is not would create it."""
     path = tracking_uri().removeprefix("sqlite:///")
@@ -126,10 +143,11 @@ def _hint(name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        known = {model.name: model for model in MlflowClient().search_registered_models()}
+        client = MlflowClient()
+        known = {model.name: model for model in every(client.search_registered_models)}
         if name not in known:
             return suggest(name, known)
-        versions = MlflowClient().search_model_versions(f"name = '{name}'", max_results=ALL)
+        versions = versions_of(client, name)
     except MlflowException:
         return "the registry does not answer"
     numbers = sorted(int(version.version) for version in versions)
