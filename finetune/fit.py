@@ -125,25 +125,43 @@ def fit(
         model.train()
         if schedule.begin_epoch is not None:
             schedule.begin_epoch(epoch)
-        for examples in _runs(train(epoch), schedule.accumulate):
-            optimizer.zero_grad()
-            _backward(model, head, examples, epoch, schedule, accelerator)
-            accelerator.clip_grad_norm_(model.parameters(), schedule.grad_clip)
-            optimizer.step()
+        _steps(model, head, train(epoch), epoch, optimizer, schedule, accelerator)
         predictions, known = predict(model, head, validation, accelerator)
         values = evaluate(head.task, predictions, known)
         if better(metric, values[metric], best[metric]):
             best = {**values, "epoch": float(epoch)}
             weights = copy.deepcopy(network.state_dict())
     if "epoch" not in best:
-        raise DataError(
-            f"no epoch can be chosen: {metric} of the validation part is undefined",
-            why="all of its targets are of one class" if head.task != "regression" else "it is not a number",
-            do="choose a split whose part 'val' holds every class",
-        )
+        raise _undefined(metric, head.task)
     network.load_state_dict(weights)
     accelerator.free_memory()
     return best
+
+
+def _steps(
+    model: nn.Module,
+    head: Head,
+    batches: Iterable[tuple[Any, ...]],
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    accelerator: Accelerator,
+) -> None:
+    """Take the optimizer's steps of one epoch."""
+    for examples in _runs(batches, schedule.accumulate):
+        optimizer.zero_grad()
+        _backward(model, head, examples, epoch, schedule, accelerator)
+        accelerator.clip_grad_norm_(model.parameters(), schedule.grad_clip)
+        optimizer.step()
+
+
+def _undefined(metric: str, task: str) -> DataError:
+    """Return the error for a validation part by which no epoch can be chosen."""
+    return DataError(
+        f"no epoch can be chosen: {metric} of the validation part is undefined",
+        why="all of its targets are of one class" if task != "regression" else "it is not a number",
+        do="choose a split whose part 'val' holds every class",
+    )
 
 
 def _runs(batches: Iterable[tuple[Any, ...]], length: int) -> Iterator[list[Example]]:

@@ -132,18 +132,16 @@ def stream(
     """
     if batch_size < 1 or part_size < 1:
         raise ConfigError("batch_size and part_size are 1 at least")
-    ranks = _Ranks.started()
-    if ranks.world > 1 and (workers > 1 or scheduler):
-        raise ConfigError("several ranks compute already", do="leave workers and scheduler out under a launcher")
-    out = out.resolve()
+    ranks, out = _Ranks.started(), out.resolve()
+    ranks.refuse_more(workers, scheduler)
     with ranks.first():
         found = incoming(source, task.specs, part_size)
     with _locked(out) if ranks.rank == 0 else nullcontext():
         if ranks.rank == 0:
             _begin(out, _identity(task, found, batch_size, part_size), resume)
         ranks.wait()
-        todo, computed = _Todo(found, out, ranks), 0
-        function = _function(task, batch_size, workers, scheduler)
+        todo, function = _Todo(found, out, ranks), _function(task, batch_size, workers, scheduler)
+        computed = 0
         for line in compute(function, todo.missing(), workers=workers, scheduler=scheduler):
             report(line)
             computed += 1
@@ -211,6 +209,11 @@ class _Ranks:
 
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
+
+    def refuse_more(self, workers: int, scheduler: str | None) -> None:
+        """Refuse further processes where a launcher has started several."""
+        if self.world > 1 and (workers > 1 or scheduler):
+            raise ConfigError("several ranks compute already", do="leave workers and scheduler out under a launcher")
 
     def wait(self) -> None:
         if self.accelerator is not None:

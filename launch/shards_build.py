@@ -32,15 +32,7 @@ def shards_build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Build a data set. The same command goes on with a build that was killed."""
-    from shards.build_recipe import load_build_recipe, short_recipe
-    from shards.errors import ConfigError
-
-    path = Path(source)
-    from_file = path.suffix in {".toml", ".json"} and path.is_file()
-    if from_file and like is not None:
-        raise ConfigError("a build recipe names its feature steps itself", where="--like", do="give KIND:PATH")
-    tables = _features_of(like) if like is not None else None
-    recipe = load_build_recipe(path, set_) if from_file else short_recipe(source, feature, set_, like=tables)
+    recipe = _recipe(source, feature, set_, like)
     if dry_run:
         records = sum(1 for _ in recipe.opened().items())
         typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "records": records}, indent=1))
@@ -76,6 +68,19 @@ def shards_build(
         typer.echo(f"join: {count} {side.replace('_', ' ')}")
     for row in grouped_reasons(manifest.quarantined)[:10]:
         typer.echo(f"quarantined {row['count']}: {row['reason']} (first: {row['example']})")
+
+
+def _recipe(source: str, feature: list[str], set_: list[str], like: str | None) -> BuildRecipe:
+    """Return the recipe of a file, or of ``KIND:PATH`` with feature steps by name or those of a model."""
+    from shards.build_recipe import load_build_recipe, short_recipe
+    from shards.errors import ConfigError
+
+    path = Path(source)
+    if not (path.suffix in {".toml", ".json"} and path.is_file()):
+        return short_recipe(source, feature, set_, like=None if like is None else _features_of(like))
+    if like is not None:
+        raise ConfigError("a build recipe names its feature steps itself", where="--like", do="give KIND:PATH")
+    return load_build_recipe(path, set_)
 
 
 def _features_of(uri: str) -> dict[str, dict[str, Any]]:

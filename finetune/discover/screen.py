@@ -111,18 +111,14 @@ def discover(
     # likeness and novelty are the only uses of the embedding
     space = foundation if query is not None or known is not None else None
     screened = _screen(candidates, used, space, among, batch_size, refused)
-    if not screened.ids:
-        first = next(iter(refused.values()), "there is none")
-        raise DataError("no candidate can be screened", why=first)
     named: list[tuple[str, np.ndarray]] = []
     table: list[dict[str, Any]] = [{} for _ in screened.ids]
     for goal, (model, target) in zip(wanted, columns, strict=True):
-        position = used.index(predictors[model])
-        named.append(_reach(goal, used[position], screened.predictions[position], target, table))
+        found = screened.predictions[used.index(predictors[model])]
+        named.append(_reach(goal, predictors[model], found, target, table))
     if query is not None:
-        likeness = screened.vectors @ query
-        named.append((LIKENESS, likeness.astype(np.float64)))
-        for row, value in zip(table, likeness.tolist(), strict=True):
+        named.append((LIKENESS, (screened.vectors @ query).astype(np.float64)))
+        for row, value in zip(table, named[-1][1].tolist(), strict=True):
             row[LIKENESS] = value
     rows = _best(screened, named, table, k)
     if known is not None:
@@ -182,6 +178,8 @@ def _screen(
             blocks[number].append(model.estimate([samples[number] for _, _, samples in kept], batch_size=batch_size))
         if foundation is not None:
             vectors.append(foundation.embed([samples[-1] for _, _, samples in kept], among, batch_size=batch_size))
+    if not ids:
+        raise DataError("no candidate can be screened", why=next(iter(refused.values()), "there is none"))
     joined = [Prediction.join(block) for block in blocks if block]
     return _Screened(ids, tags, joined, np.concatenate(vectors) if vectors else np.zeros((len(ids), 0)))
 
