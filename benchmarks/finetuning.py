@@ -21,6 +21,7 @@ from pretrain.export import write_json
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
 SEEDS = (0, 1, 2, 3, 4)
+KINDS = ("mean", "random_forest", "linear_probe", "frozen", "full", "scratch")
 
 
 def rows_of(fraction: float, modality: str, descriptors: str) -> tuple[RowConfig, ...]:
@@ -36,14 +37,14 @@ def rows_of(fraction: float, modality: str, descriptors: str) -> tuple[RowConfig
     return (*plain, *learned)
 
 
-def measure(recipe: FinetuneRecipe, out: Path, fractions: tuple[float, ...]) -> None:
-    """Fit all rows at every fraction, one file a row."""
+def measure(recipe: FinetuneRecipe, out: Path, fractions: tuple[float, ...], kinds: tuple[str, ...]) -> None:
+    """Fit the rows of these kinds at every fraction, one file a row."""
     modality = next(row.modalities[0] for row in recipe.rows if row.modalities)
     descriptors = "ecfp" if modality == "graph" else "magpie"
     for fraction in fractions:
         for row in rows_of(fraction, modality, descriptors):
             name = f"{recipe.name}-{row.table['kind']}-{fraction:g}"
-            if (out / f"{name}.json").exists():
+            if row.table["kind"] not in kinds or (out / f"{name}.json").exists():
                 continue
             one = recipe.model_copy(update={"rows": (row,), "seeds": SEEDS, "name": name, "register_as": recipe.name})
             (result,) = Comparison(one, out / name).run()
@@ -60,7 +61,7 @@ def table(recipe: FinetuneRecipe, out: Path, metric: str) -> Iterator[str]:
     fractions = sorted({fraction for _, fraction in found})
     yield "| strategy | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |"
     yield "|---" * (1 + len(fractions)) + "|"
-    for kind in ("mean", "random_forest", "linear_probe", "frozen", "full", "scratch"):
+    for kind in KINDS:
         cells = [found.get((kind, fraction)) for fraction in fractions]
         shown = [f"{c[f'test_{metric}']:.3f} +- {c[f'test_{metric}_std']:.3f}" if c else "" for c in cells]
         yield f"| {kind} | " + " | ".join(shown) + " |"
@@ -73,12 +74,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
+    parser.add_argument("--rows", nargs="+", choices=KINDS, default=KINDS, help="several processes may share --out")
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--metric", default="mae")
     options = parser.parse_args()
     recipe = load_finetune_recipe(options.recipe, options.set)
     if not options.table:
-        measure(recipe, options.out, tuple(options.fractions))
+        measure(recipe, options.out, tuple(options.fractions), tuple(options.rows))
     print("\n".join(table(recipe, options.out, options.metric)))
 
 
