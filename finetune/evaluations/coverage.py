@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from finetune.density import METHODS, Density, Method
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
 from finetune.evaluations.embedding import vectors_of
-from finetune.evaluations.rows import Rows, losses, predictor_of, rows_of
+from finetune.evaluations.rows import Measure, Rows, predictor_of, rows_of
 from finetune.evaluations.stated import Found
 from finetune.loading import Loaded, PropertyModel, device_of
 from pretrain.plots import Row
@@ -119,7 +119,8 @@ class Coverage(Evaluation):
         if self.embedding:
             raise ConfigError("a predictor has one embedding: what its head reads", where="coverage.embedding")
         model, rows = predictor_of(subject), rows_of(subject, part)
-        lost = losses(model.info.task, model.estimate(rows.samples).value, rows.targets)
+        measure = Measure.of(model, partial(rows_of, subject, FITTED_ON))
+        lost = measure.losses(model.estimate(rows.samples).value, rows.targets)
         return Placed([sample.id for sample in rows.samples], features_of(model, rows), lost.numpy())
 
 

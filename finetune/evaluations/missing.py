@@ -18,7 +18,7 @@ from torch import Tensor
 
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
 from finetune.evaluations.references import References
-from finetune.evaluations.rows import HEADLINE, Rows, losses, metrics, only, predictor_of, rows_of, trivial
+from finetune.evaluations.rows import Measure, Rows, only, predictor_of, rows_of, trivial
 from finetune.loading import PropertyModel
 from pretrain.plots import Row
 from shards.errors import DataError
@@ -26,6 +26,7 @@ from shards.errors import DataError
 Mechanism = Literal["mcar", "whole_modality", "mnar"]
 
 MECHANISMS: tuple[Mechanism, ...] = ("mcar", "whole_modality", "mnar")
+NOTHING = "training mean (of a difference: the mean difference), or most frequent class"
 # up to this number of modalities every subset is looked at
 ALL_SUBSETS = 6
 
@@ -40,7 +41,8 @@ class Missing(Evaluation):
         Shares of the modalities that are removed.
     mechanisms : tuple of str
         ``mcar``: each modality of each sample, independently. ``whole_modality``: a modality from all samples at once.
-        ``mnar``: as ``mcar``, but the more likely the higher the sample's (first) label.
+        ``mnar``: as ``mcar``, but the more likely the higher the sample's (first) label, or class
+        number.
     repeats : int
         Draws a rate and mechanism; draw r uses the seed (seed, r).
     random_subsets : int
@@ -78,23 +80,24 @@ class Missing(Evaluation):
                 f"part '{subject.part}' has {len(rows.samples)} labelled samples with all of {list(names)}",
                 where=subject.dataset.location,
             )
-        task, train = model.info.task, rows_of(subject, "train")
+        train = rows_of(subject, "train")
+        measure = Measure.of(model, lambda: train)
+        headline = measure.headline
         predictions = Predictions(model, rows)
         references = References(self.references, model, train)
-        nothing = metrics(task, trivial(task, train.targets, len(rows.samples)), rows.targets)
-        subsets = self._subsets(predictions, references, subject.seed)
-        curves = self._curves(predictions, subject.seed)
-        areas = _areas(curves, float(subsets[0][HEADLINE[task]]))
-        headline = HEADLINE[task]
+        nothing = measure.metrics(trivial(measure.task, train, rows), rows.targets)
+        subsets = self._subsets(predictions, references, measure, subject.seed)
+        curves = self._curves(predictions, measure, subject.seed)
+        areas = _areas(curves, float(subsets[0][headline]))
         values = {f"{headline}/{row['modalities']}": float(row[headline]) for row in subsets}
         values |= {f"area/{row['mechanism']}": float(row["area"]) for row in areas}
         return Findings(
             title=f"Missing modalities: {', '.join(model.info.targets)} on part '{subject.part}'",
-            text=_text(headline, len(rows.samples), len(every.samples), subject.seed, self.repeats),
+            text=measure.text + _text(headline, len(rows.samples), len(every.samples), subject.seed, self.repeats),
             values={**values, f"{headline}/mean_predictor": nothing[headline]},
             tables={
                 "subsets": subsets, "rates": curves, "areas": areas,
-                "mean_predictor": [{"predictor": "training mean or most frequent class", **nothing}],
+                "mean_predictor": [{"predictor": NOTHING, **nothing}],
             },
             plots={
                 "subsets": partial(_draw_subsets, rows=subsets, headline=headline, nothing=nothing[headline]),
@@ -102,45 +105,44 @@ class Missing(Evaluation):
             },
         )  # fmt: skip
 
-    def _subsets(self, predictions: Predictions, references: References, seed: int) -> list[Row]:
-        model, rows = predictions.model, predictions.rows
-        task, headline = model.info.task, HEADLINE[model.info.task]
-        whole = losses(task, predictions.of_subset(predictions.names), rows.targets)
+    def _subsets(self, predictions: Predictions, references: References, measure: Measure, seed: int) -> list[Row]:
+        rows = predictions.rows
+        whole = measure.losses(predictions.of_subset(predictions.names), rows.targets)
         table: list[Row] = []
         for subset in subsets_of(predictions.names, self.random_subsets, seed):
             values = predictions.of_subset(subset)
-            lost = losses(task, values, rows.targets)
+            lost = measure.losses(values, rows.targets)
             low, high = interval(lost - whole, seed)
             reference = references.of(subset)
             table.append(
                 {
-                    "modalities": "+".join(subset), "n": len(lost), **metrics(task, values, rows.targets),
+                    "modalities": "+".join(subset), "n": len(lost), **measure.metrics(values, rows.targets),
                     "drop": float((lost - whole).mean()), "drop_low": low, "drop_high": high,
                     "relative_drop": relative(float((lost - whole).mean()), float(whole.mean())),
-                    f"reference_{headline}": float(losses(task, reference(rows.samples), rows.targets).mean()),
+                    f"reference_{measure.headline}": measure.mean(reference(rows.samples), rows.targets),
                     "reference": reference.name,
                 }
             )  # fmt: skip
         return table
 
-    def _curves(self, predictions: Predictions, seed: int) -> list[Row]:
-        rows, task = predictions.rows, predictions.model.info.task
+    def _curves(self, predictions: Predictions, measure: Measure, seed: int) -> list[Row]:
+        rows = predictions.rows
         shape = (len(rows.samples), len(predictions.names))
-        whole = float(losses(task, predictions.of_subset(predictions.names), rows.targets).mean())
+        whole = measure.mean(predictions.of_subset(predictions.names), rows.targets)
+        # the first target of which any of these rows is known
+        label = next(column for column in rows.targets.T if not column.isnan().all())
         table: list[Row] = []
         for mechanism in self.mechanisms:
             for rate in self.rates:
-                kept = [
-                    removal(mechanism, rate, shape, rows.targets[:, 0], seed=[seed, r]) for r in range(self.repeats)
-                ]
-                lost = [float(losses(task, predictions.of(mask), rows.targets).mean()) for mask, _ in kept]
+                kept = [removal(mechanism, rate, shape, label, seed=[seed, r]) for r in range(self.repeats)]
+                lost = [measure.mean(predictions.of(mask), rows.targets) for mask, _ in kept]
                 drop = float(np.mean(lost)) - whole
                 table.append(
                     {
                         "mechanism": mechanism, "rate": rate, "repeats": self.repeats,
                         "removed": float(np.mean([1 - mask.mean() for mask, _ in kept])),
                         "spared": float(np.mean([spared for _, spared in kept])),
-                        HEADLINE[task]: float(np.mean(lost)), "std": float(np.std(lost)),
+                        measure.headline: float(np.mean(lost)), "std": float(np.std(lost)),
                         "drop": drop, "relative_drop": relative(drop, whole),
                     }
                 )  # fmt: skip

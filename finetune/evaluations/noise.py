@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
-from finetune.evaluations.rows import HEADLINE, Rows, classes, metrics, predictor_of, rows_of
+from finetune.evaluations.rows import Measure, Rows, classes, predictor_of, rows_of
 from finetune.loading import PropertyModel
 from pretrain.plots import Row
 from shards.errors import DataError
@@ -60,27 +60,29 @@ class Noise(Evaluation):
         scales = training_scales(model.specs, (train[int(i)] for i in train.positions(subject.split, "train")))
         if not scales:
             raise DataError("the predictor looks at nothing that is a number: there is nothing to add noise to")
-        headline, targets = HEADLINE[model.info.task], [[name] for name in scales]
+        measure = Measure.of(model, partial(rows_of, subject, "train"))
+        headline, targets = measure.headline, [[name] for name in scales]
         if len(scales) > 1:
             targets.append(list(scales))
         table: list[Row] = []
         for names in targets:
             chosen = {name: scales[name] for name in names}
-            table += self._rows(model, rows, chosen, ALL if len(names) > 1 else names[0], subject.seed)
+            table += self._rows(model, measure, rows, chosen, ALL if len(names) > 1 else names[0], subject.seed)
         slopes = [_slope(group, headline) for group in _by_modality(table).values()]
         silent = [name for name in model.specs if name not in scales]
         return Findings(
             title=f"Noise on the inputs: {', '.join(model.info.targets)} on part '{subject.part}'",
-            text=_text(headline, len(rows.samples), self.repeats, subject.seed, silent),
+            text=measure.text + _text(headline, len(rows.samples), self.repeats, subject.seed, silent),
             values={f"slope/{row['modality']}": row["slope"] for row in slopes if row["slope"] is not None}
             | {f"doubling/{row['modality']}": row["doubling_sigma"] for row in slopes if row["doubling_sigma"]},
             tables={"noise": table, "slopes": slopes},
             plots={"noise": partial(_draw, rows=table, headline=headline)},
         )
 
-    def _rows(self, model: PropertyModel, rows: Rows, scales: Scales, name: str, seed: int) -> list[Row]:
+    def _rows(
+        self, model: PropertyModel, measure: Measure, rows: Rows, scales: Scales, name: str, seed: int
+    ) -> list[Row]:
         """Measure one set of modalities at every sigma."""
-        task = model.info.task
         plain = model.estimate(rows.samples).value
         table: list[Row] = []
         for sigma in self.sigmas:
@@ -88,13 +90,15 @@ class Noise(Evaluation):
                 noisy_values(model, rows.samples, scales, sigma, seed=(seed, draw))
                 for draw in range(self.repeats if sigma else 1)
             ]
-            found = [metrics(task, value, rows.targets) for value in values]
+            found = [measure.metrics(value, rows.targets) for value in values]
             row = {"modality": name, "sigma": sigma, "repeats": len(values), "n": len(rows.samples)}
             for metric in found[0]:
                 column = [one[metric] for one in found]
                 row |= {metric: float(np.mean(column)), f"{metric}_std": float(np.std(column))}
-            if task != "regression":
-                flips = [float((classes(task, v) != classes(task, plain)).float().mean()) for v in values]
+            if measure.task != "regression":
+                flips = [
+                    float((classes(measure.task, v) != classes(measure.task, plain)).float().mean()) for v in values
+                ]
                 row["flips"] = float(np.mean(flips))
             table.append(row)
         return table

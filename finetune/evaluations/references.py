@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.evaluations.rows import Rows, only
+from finetune.estimators.base import Fitted
+from finetune.estimators.linear_probe import LinearProbe
+from finetune.evaluations.rows import Rows, labels_of, only
 from finetune.loading import PropertyModel, device_of, load
 from shards.batch import collate
 from shards.errors import ConfigError, DataError
 from shards.schema import Sample
 
-STRENGTHS = np.logspace(-3, 4, 8)
-FOLDS = 3
 BATCH = 64
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,30 @@ class References:
         return self._given.get(frozenset(subset)) or self._probe(subset)
 
     def _probe(self, subset: tuple[str, ...]) -> Reference:
-        samples = self.train.samples
-        complete = [i for i, sample in enumerate(samples) if sample.modalities >= set(subset)]
-        some = [i for i, sample in enumerate(samples) if sample.modalities & set(subset)]
-        chosen = complete if len(complete) >= 2 else some
-        if len(chosen) < 2:
-            raise DataError(f"fewer than 2 training samples have any of {list(subset)}")
-        features, task = self._features(samples, subset)[chosen], self.model.info.task
-        columns = [_fitted(features, column.double().numpy(), task) for column in self.train.targets[chosen].T]
+        fitted = [self._column(subset, i) for i in range(len(self.model.info.targets))]
+        delta = self.model.info.delta
 
         def predict(rows: Sequence[Sample]) -> Tensor:
             seen = self._features(rows, subset)
-            return torch.from_numpy(np.stack([column(seen) for column in columns], axis=1)).float()
+            values = torch.from_numpy(np.stack([column.predict(seen) for column, _ in fitted], axis=1)).float()
+            return values + labels_of(rows, delta) if delta else values
 
-        return Reference(f"linear probe on the frozen encoders, {len(chosen)} training rows", predict)
+        counts = sorted({count for _, count in fitted})
+        rows = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        return Reference(f"linear probe on the frozen encoders, {rows} training rows", predict)
+
+    def _column(self, subset: tuple[str, ...], target: int) -> tuple[Fitted, int]:
+        """Return the probe of one target, fitted to what the predictor's head learns, and on how many rows."""
+        samples, learned = self.train.samples, self.train.learned[:, target].double().numpy()
+        known = np.flatnonzero(~np.isnan(learned))
+        complete = [i for i in known if samples[i].modalities >= set(subset)]
+        some = [i for i in known if samples[i].modalities & set(subset)]
+        chosen = complete if len(complete) >= FEWEST else some
+        if len(chosen) < FEWEST:
+            name = self.model.info.targets[target]
+            raise DataError(f"fewer than {FEWEST} training samples have '{name}' and any of {list(subset)}")
+        features = self._features(samples, subset)[chosen]
+        return LinearProbe().fit(features, learned[chosen], task=self.model.info.task, seed=0), len(chosen)
 
     def _features(self, samples: Sequence[Sample], subset: tuple[str, ...]) -> np.ndarray:
         """Return the vectors of a subset side by side (N, F); every sample is encoded once for all subsets."""
@@ -106,31 +117,11 @@ def encoder_vectors(model: PropertyModel, samples: Sequence[Sample]) -> dict[str
     return {name: torch.cat(blocks).numpy() for name, blocks in parts.items()}
 
 
-def _fitted(features: np.ndarray, targets: np.ndarray, task: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit a standardised linear model to the known targets, its strength by cross-validation within the rows."""
-    from sklearn.dummy import DummyClassifier
-    from sklearn.linear_model import LogisticRegression, RidgeCV
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    known = ~np.isnan(targets)
-    features, targets = features[known], targets[known]
-    if task == "regression":
-        return make_pipeline(StandardScaler(), RidgeCV(STRENGTHS)).fit(features, targets).predict
-    counts = np.unique(targets, return_counts=True)[1]
-    enough = len(counts) > 1 and counts.min() >= FOLDS
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    search = GridSearchCV(linear, {"logisticregression__C": 1 / STRENGTHS}, cv=FOLDS)
-    fitted = (search if enough else DummyClassifier()).fit(features, targets)
-    # a class; as a probability of class 1 it is 0 or 1
-    return fitted.predict
-
-
 def _loaded(uri: str, subset: frozenset[str], model: PropertyModel) -> Reference:
     other = load(uri)
-    if not isinstance(other, PropertyModel) or other.info.targets != model.info.targets:
-        raise ConfigError(f"'{uri}' is no predictor of {list(model.info.targets)}")
+    wanted = model.info.targets, model.info.task
+    if not isinstance(other, PropertyModel) or (other.info.targets, other.info.task) != wanted:
+        raise ConfigError(f"'{uri}' is no {model.info.task} of {list(model.info.targets)}")
     if not set(other.specs) <= subset:
         raise ConfigError(f"'{uri}' looks at {list(other.specs)}, not at {sorted(subset)} alone")
     return Reference(uri, lambda samples: other.estimate([only(sample, set(subset)) for sample in samples]).value)

@@ -8,7 +8,7 @@ import torch
 
 from finetune.evaluations.base import Subject
 from finetune.evaluations.noise import Noise, doubling_of, noisy, noisy_values, slope_of, training_scales
-from finetune.evaluations.rows import metrics, rows_of
+from finetune.evaluations.rows import Measure, rows_of
 from finetune.loading import PropertyModel
 from finetune.prediction import Prediction
 from shards.augment import Augmenter
@@ -16,7 +16,7 @@ from shards.batch import Batch
 from shards.reader import Dataset
 from shards.schema import FieldSpec, ModalitySpec, Sample
 from tests.synthetic import GRAPH_FIELDS, graph
-from tests.unit.finetune.evaluations.linear import WEIGHTS, Linear, info_of, linear_model
+from tests.unit.finetune.evaluations.linear import LABEL, WEIGHTS, Linear, info_of, linear_model
 
 GROUPS = (("left",), ("right",))
 
@@ -71,7 +71,7 @@ def test_without_noise_it_is_the_plain_evaluation_to_the_last_bit(subject: Subje
     model = subject.model
     assert isinstance(model, PropertyModel)
     rows = rows_of(subject, "test")
-    plain = metrics("regression", model.estimate(rows.samples).value, rows.targets)
+    plain = Measure("regression", (LABEL,)).metrics(model.estimate(rows.samples).value, rows.targets)
     findings = Noise(sigmas=(0.0, 0.1, 0.5), repeats=3)(subject)
     for line in findings.tables["noise"]:
         assert (line["sigma"] == 0) == ({key: line[key] for key in plain} == plain)
