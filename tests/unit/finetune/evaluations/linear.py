@@ -24,6 +24,8 @@ from shards.sources.base import Record
 from tests.synthetic import FEATURES, WIDTH, ToyVector, generator, hidden
 
 LABEL = "y_ev"
+# what `left` says of the label, the label in another unit, and a class that takes both modalities; not of all samples
+ROUGH, PRESSURE, QUADRANT = "rough_ev", "y_gpa", "quadrant"
 GROUPS = {"cubic": "Pm-3m", "hexagonal": "P6_3/mmc"}
 
 
@@ -54,7 +56,13 @@ def records(count: int) -> Iterator[Record]:
             "coin": str(generator("coin", name).integers(2)),
             "chemical_system": name,
         }
-        yield Record(id=name, labels={LABEL: label(name), "is_metal": float(cause[1] > 0)}, tags=tags)
+        labels = {LABEL: label(name), "is_metal": float(cause[1] > 0)}
+        labels[QUADRANT] = float(cause[0] > 0) + 2 * float(cause[2] > 0)
+        if i % 7:
+            labels[ROUGH] = float(cause[:2] @ [1.0, 2.0])
+        if i % 5:
+            labels[PRESSURE] = 100 * label(name)
+        yield Record(id=name, labels=labels, tags=tags)
 
 
 def build_linear(folder: Path, count: int = 400) -> Dataset:
