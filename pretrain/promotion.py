@@ -13,11 +13,15 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 PREFIX = "matloom promotion"
 TAG = "matloom.promotion"
+CHAMPION = "champion"
+SCORE_TAG = "matloom.score"
 # tags of MLflow hold 5,000 characters
 MOST = 1000
 
@@ -148,6 +152,48 @@ def promote(
     _claim(client, name, record)
     _carry_out(client, name, record)
     return record
+
+
+def contend(client: Any, name: str, version: str, score: float, contest: Mapping[str, str]) -> None:
+    """Make a version champion if it wins the contest, whoever else is at it at the same moment.
+
+    Parameters
+    ----------
+    client : MlflowClient
+        Of the store.
+    name, version : str
+        The registered model's.
+    score : float
+        Higher is better.
+    contest : mapping of str to str
+        What makes scores comparable, which stands in the tags of every version.
+    """
+    while True:
+        before = history(client, name, CHAMPION)
+        # also whoever has won already, and is about to move the alias
+        held = {current(client, name, CHAMPION), before[-1].version if before else ""} - {""}
+        if any(not _beats(client, name, version, score, contest, holder) for holder in held):
+            return
+        metric = f"{contest.get('metric', 'score')} = {score:.6g}"
+        with suppress(OvertakenError):
+            after = before[-1].number if before else 0
+            why = "the best of its contest when it was registered"
+            promote(client, name, CHAMPION, version, who=somebody(), why=why, metric=metric, after=after)
+            return
+
+
+def _beats(client: Any, name: str, version: str, score: float, contest: Mapping[str, str], holder: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client.get_model_version(name, holder).tags
+    except MlflowException as error:
+        # a record may name a version that was deleted since, or that never was
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return True
+    comparable = all(tags.get(key) == value for key, value in contest.items())
+    return holder != version and comparable and score > float(tags.get(SCORE_TAG, "-inf"))
 
 
 def _carry_out(client: Any, name: str, record: Promotion) -> None:

@@ -11,20 +11,19 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pretrain.delivery import Courier
 from pretrain.journal import Event, Journal
-from pretrain.promotion import OvertakenError, current, history, promote, somebody
+from pretrain.promotion import SCORE_TAG, contend
 from shards.sealed import SEAL, sha256
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-CHAMPION = "champion"
-SCORE_TAG = "matloom.score"
 RUN_TAG = "matloom.run"
+# by which MLflow nests a run in another
+PARENT_TAG = "mlflow.parentRunId"
 # of the seal when it was registered: files that were changed together with their seal are noticed
 SEAL_TAG = "matloom.seal_sha256"
 REGISTERED = "registered.json"
@@ -173,6 +172,17 @@ class Tracker:
         self.courier.drain(FINISH_S)
         return json.loads(result.read_text())["uri"] if result.exists() else None
 
+    def member(self, name: str, parameters: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Log a finished part of this run, a member of an ensemble, as a run nested in it.
+
+        Its metrics are linked to the model that this run has registered, where it has.
+        """
+        if self.enabled:
+            flat = {key: str(value)[:500] for key, value in flatten(parameters).items()}
+            known = {key: float(value) for key, value in values.items()}
+            self.journal.append("member", name=name, parameters=flat, values=known)
+            self.courier.wake()
+
 
 def sync(folder: Path, *, report: Callable[[str], None] = print, timeout_s: float = 600.0) -> bool:
     """Deliver what a run that has ended could not tell the server; says whether everything has arrived."""
@@ -312,6 +322,25 @@ class MLflowServer:
         source = (found.source or "").removeprefix("models:/")
         return found.model_id or (source if source.startswith("m-") else None)
 
+    def _member(self, event: Event) -> None:
+        """Make a nested run, whole: what an earlier try has left of it is written over."""
+        from mlflow.entities import Metric, Param
+
+        experiment_id, mark = self.client.get_run(self.run_id).info.experiment_id, self._mark(event)
+        found = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{mark}'", max_results=1)
+        tags = {RUN_TAG: mark, PARENT_TAG: self.run_id}
+        run = found[0] if found else self.client.create_run(experiment_id, event["time_ms"], tags, event["name"])
+        registered = self.folder / REGISTERED
+        model = self._model_id(json.loads(registered.read_text())["uri"]) if registered.exists() else None
+        parameters = [Param(name, value) for name, value in event["parameters"].items()]
+        metrics = [
+            Metric(name, value, event["time_ms"], 0, model_id=model)
+            for name, value in event["values"].items()
+            if name not in run.data.metrics
+        ]
+        self.client.log_batch(run.info.run_id, metrics=metrics, params=parameters)
+        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=event["time_ms"])
+
     def _files(self, event: Event) -> None:
         self.client.log_artifacts(self.run_id, str(self.folder / event["folder"]), artifact_path=event["name"])
 
@@ -324,38 +353,10 @@ class MLflowServer:
     def _register(self, event: Event) -> None:
         name, score, contest = event["name"], event["score"], event["contest"]
         version = self._registered(event) or self._new_version(event)
-        self._contend(name, version, score, contest)
+        contend(self.client, name, version, score, contest)
         result = self.folder / f".{REGISTERED}.partial"
         result.write_text(json.dumps({"uri": f"models:/{name}/{version}"}))
         os.replace(result, self.folder / REGISTERED)
-
-    def _contend(self, name: str, version: str, score: float, contest: Mapping[str, str]) -> None:
-        """Make a version champion if it wins the contest, whoever else is at it at the same moment."""
-        while True:
-            before = history(self.client, name, CHAMPION)
-            # also whoever has won already, and is about to move the alias
-            held = {current(self.client, name, CHAMPION), before[-1].version if before else ""} - {""}
-            if any(not self._beats(name, version, score, contest, holder) for holder in held):
-                return
-            metric = f"{contest.get('metric', 'score')} = {score:.6g}"
-            with suppress(OvertakenError):
-                after = before[-1].number if before else 0
-                why = "the best of its contest when it was registered"
-                promote(self.client, name, CHAMPION, version, who=somebody(), why=why, metric=metric, after=after)
-                return
-
-    def _beats(self, name: str, version: str, score: float, contest: Mapping[str, str], holder: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            tags = self.client.get_model_version(name, holder).tags
-        except MlflowException as error:
-            # a record may name a version that was deleted since, or that never was
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return True
-        comparable = all(tags.get(key) == value for key, value in contest.items())
-        return holder != version and comparable and score > float(tags.get(SCORE_TAG, "-inf"))
 
     def _registered(self, event: Event) -> str | None:
         """Return the version that an earlier try has made already."""
@@ -364,6 +365,9 @@ class MLflowServer:
         return next((str(version.version) for version in found if version.tags.get(RUN_TAG) == mine), None)
 
     def _mark(self, event: Event) -> str:
+        """Return what names an event for ever."""
+        if event["kind"] == "member":
+            return f"{self.journal.state['key']}-{event['name']}"
         return f"{self.journal.state['key']}-{event['time_ms']}"
 
     def _new_version(self, event: Event) -> str:
