@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -20,8 +21,10 @@ from finetune.adapt.base import Adaptation
 from finetune.calibration import Calibration, Task
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
+from finetune.head_rows import check_head
 from finetune.heads.base import HEADS
 from finetune.metrics import LOWER_IS_BETTER, SELECTION, better, evaluate, worst
+from finetune.pair_data import PairData
 from finetune.prediction import Prediction
 from finetune.predictor import Predictor, PredictorInfo, write_predictor
 from finetune.registry import resolve
@@ -112,13 +115,15 @@ class Comparison:
             raise ConfigError("classes have no differences", where="delta", do="head.kind=regression, or no delta")
         for row in recipe.rows:
             row.check()
+        check_head(recipe)
         modalities = list(dict.fromkeys(name for row in recipe.rows for name in row.modalities))
         with self.accelerator.main_process_first():
             shards, *overlays = map(locate, (recipe.data, *recipe.overlays))
         self.dataset = Dataset(shards, overlays=overlays)
         check_schema(self.export.specs, self.dataset, modalities)
         self._check_split()
-        self.data = TargetData(
+        of_rows = TargetData if recipe.pairs is None else partial(PairData, pairs=recipe.pairs)
+        self.data = of_rows(
             self.dataset,
             recipe.split,
             recipe.targets,
@@ -236,6 +241,7 @@ class Comparison:
                 "data_sha256": self.dataset.sha256,
                 "split": recipe.split,
                 "metric": f"validation {metric} of {'+'.join(recipe.targets)}",
+                **self.data.contest,
             },
         )
         if uri:
@@ -252,6 +258,9 @@ class Comparison:
 
     def _check_split(self) -> None:
         """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
+        if self.recipe.pairs is not None and self.recipe.pairs.leave == "pair":
+            # materials are not divided at all
+            return
         seen = set(self.export.metrics["data_contents"])
         if seen & set(self.dataset.contents) and self.export.recipe.data.split != self.recipe.split:
             raise ConfigError(

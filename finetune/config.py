@@ -12,6 +12,7 @@ from finetune.adapt.base import ADAPTATIONS, Adaptation
 from finetune.consistency import Consistency
 from finetune.estimators.base import ESTIMATORS, Estimator
 from finetune.heads.base import HEADS
+from finetune.pair_table import PairsConfig
 from pretrain.config import Place
 from pretrain.fusion.base import FUSIONS
 from shards.augment import Augment
@@ -157,6 +158,9 @@ class FinetuneRecipe(Strict):
         The parts ``train`` (fitted on), ``val`` (chosen by) and ``test`` (reported, once).
     target : str or tuple of str
         A label, with its unit in the name; or several, which one network predicts together.
+    pairs : str or table, optional
+        Pairs of materials are predicted in place of single ones: a CSV with the columns ``id_a``, ``id_b`` and the
+        targets, or a table with ``leave`` too; see `finetune.pair_table.PairsConfig`.
     delta : str or tuple of str
         A label for each target, to which the difference is learned (Delta-ML): a calculation at a lower level. It
         must be known in use.
@@ -179,6 +183,7 @@ class FinetuneRecipe(Strict):
     target: str | tuple[str, ...]
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: tuple[RowConfig, ...] = Field(min_length=1)
+    pairs: PairsConfig | None = None
     delta: str | tuple[str, ...] = ()
     augment: dict[str, Augment] = {}
     consistency: Consistency | None = None

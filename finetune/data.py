@@ -103,25 +103,51 @@ class TargetData:
     ) -> None:
         self.dataset, self.names, self.batch_size, self.accelerator = dataset, targets, batch_size, accelerator
         self.as_evaluated, self.unlabelled = as_evaluated, unlabelled
-        for name in (*targets, *delta):
-            if name not in dataset.manifest.labels:
-                raise ConfigError(f"the data set has no label '{name}'", why=suggest(name, dataset.manifest.labels))
-        bare = dataset.select([])
         self.parts: dict[str, Rows] = {}
-        for part in PARTS:
-            found = [(int(i), bare[int(i)]) for i in dataset.positions(split, part)]
-            table = [[sample.labels.get(name, nan) for name in (*targets, *delta)] for _, sample in found]
-            values = torch.tensor(table, dtype=torch.float32).reshape(len(found), -1)
-            offset = values[:, len(targets) :] if delta else torch.zeros(len(found), len(targets))
-            values = values[:, : len(targets)]
-            # without its lower part, a target cannot be predicted either
-            values = values.masked_fill(offset.isnan(), nan)
-            rows = Rows(np.array([i for i, _ in found], np.int64), tuple(s.id for _, s in found), values, offset)
-            keep = torch.arange(len(found)) if unlabelled and part == TRAIN else rows.labelled.nonzero().squeeze(1)
+        for part, rows in self._read(split, delta).items():
+            keep_all = unlabelled and part == TRAIN
+            keep = torch.arange(len(rows.ids)) if keep_all else rows.labelled.nonzero().squeeze(1)
             self.parts[part] = rows.take(keep)
             self._check(part)
         self._encoded: dict[Hashable, EncodedRows] = {}
         self._scales: dict[str, dict[str, np.ndarray]] = {}
+
+    def _read(self, split: str, delta: tuple[str, ...]) -> dict[str, Rows]:
+        """Return all rows of every part."""
+        for name in (*self.names, *delta):
+            if name not in self.dataset.manifest.labels:
+                raise ConfigError(
+                    f"the data set has no label '{name}'", why=suggest(name, self.dataset.manifest.labels)
+                )
+        bare, count = self.dataset.select([]), len(self.names)
+        parts = {}
+        for part in PARTS:
+            found = [(int(i), bare[int(i)]) for i in self.dataset.positions(split, part)]
+            table = [[sample.labels.get(name, nan) for name in (*self.names, *delta)] for _, sample in found]
+            values = torch.tensor(table, dtype=torch.float32).reshape(len(found), -1)
+            offset = values[:, count:] if delta else torch.zeros(len(found), count)
+            # without its lower part, a target cannot be predicted either
+            values = values[:, :count].masked_fill(offset.isnan(), nan)
+            positions = np.array([i for i, _ in found], np.int64)
+            parts[part] = Rows(positions, tuple(s.id for _, s in found), values, offset)
+        return parts
+
+    @property
+    def contest(self) -> dict[str, str]:
+        """What sets scores on these rows apart from others, beside data set, split and metric."""
+        return {}
+
+    def materials(self, part: str) -> np.ndarray:
+        """Return the places in the data set of what is encoded for a part."""
+        return self.parts[part].positions
+
+    def places(self, part: str, numbers: Tensor) -> Tensor:
+        """Return which of `materials` the network reads for some rows of a part."""
+        return numbers
+
+    def features(self, part: str, materials: np.ndarray) -> np.ndarray:
+        """Return what an estimator sees of the rows of a part (N, F), from the features of `materials`."""
+        return materials
 
     def _check(self, part: str) -> None:
         for name, count in zip(self.names, (~self.parts[part].learned.isnan()).sum(0).tolist(), strict=True):
@@ -228,7 +254,7 @@ class TargetData:
         for part in PARTS:
             name = (part, modalities, featurizer.join.reads_tokens, key)
             if name not in self._encoded:
-                self._encoded[name] = EncodedRows.of(featurizer, self.batches(modalities, part))
+                self._encoded[name] = EncodedRows.of(featurizer, self._stream(modalities, self.materials(part)))
             found[part] = self._encoded[name]
         return found
 
@@ -260,7 +286,7 @@ class TargetData:
             ]
             for start in range(0, len(order), self.batch_size):
                 mine = torch.from_numpy(order[start : start + self.batch_size][rank::world])
-                inputs = [view.rows(numbers[mine].to(device)) for view in views]
+                inputs = [view.rows(self.places(part, numbers[mine]).to(device)) for view in views]
                 here = mine.to(device)
                 yield Example(inputs[0], targets[here], offset[here], inputs[1] if twins else None)
 
@@ -268,10 +294,15 @@ class TargetData:
 
     def batches(self, modalities: Iterable[str], part: str, label_names: tuple[str, ...] = ()) -> Iterator[Batch]:
         """Yield all rows of a part in order, on every rank the same, on this rank's device."""
+        return self._stream(modalities, self.parts[part].positions, label_names)
+
+    def _stream(
+        self, modalities: Iterable[str], positions: np.ndarray, label_names: tuple[str, ...] = (), *, rows: int = 1
+    ) -> Iterator[Batch]:
         stream = BatchStream(
             self.dataset.select(list(modalities)),
-            self.parts[part].positions,
-            batch_size=self.batch_size,
+            positions,
+            batch_size=rows * self.batch_size,
             order=Sequential(),
             augmenter=self.as_evaluated,
             label_names=label_names,

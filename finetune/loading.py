@@ -271,7 +271,12 @@ def load(uri: str) -> Foundation | PropertyModel:
     if (folder / PREDICTOR).exists():
         predictor, info, export = read_predictor(folder)
         specs = {name: export.specs[name] for name in info.modalities}
-        return PropertyModel(info, predictor, specs, as_evaluated(export.recipe, specs), folder)
+        seen = as_evaluated(export.recipe, specs)
+        if predictor.head.partners == 2:
+            from finetune.pair_model import PairModel
+
+            return PairModel(info, predictor, specs, seen, folder)
+        return PropertyModel(info, predictor, specs, seen, folder)
     return _foundation(folder)
 
 

@@ -1,8 +1,8 @@
-"""Folds of pairs of entities (two drugs, a drug and its target), by how new what is predicted is."""
+"""Folds and parts of pairs of entities (two drugs, two materials), by how new what is predicted is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,6 +58,49 @@ def pair_folds(plan: PairPlan, pairs: Sequence[tuple[str, str]]) -> list[Fold]:
     }[plan.leave]
     number = _dealt([unit(row, pair) for row, pair in enumerate(pairs)], plan)
     return [_fold(plan, i, number != i, number == i) for i in range(plan.folds)]
+
+
+def pair_parts(
+    leave: Literal["pair", "entity", "both"],
+    pairs: Sequence[tuple[str, str]],
+    part_of: Mapping[str, str],
+    *,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Divide N pairs, in which the order means nothing, into ``train``, ``val`` and ``test``.
+
+    Parameters
+    ----------
+    leave : str
+        ``both``: a pair is in the part that both of its entities are in, and in none where they are in different ones.
+        ``entity``: it is in ``train`` where both are; one entity in ``val`` makes it ``val``, one in ``test`` makes it
+        ``test``. ``pair``: the parts of the entities do not matter, pairs are dealt out, a fifth to test and a fifth
+        of the others to validation.
+    pairs : sequence of (str, str)
+        N pairs.
+    part_of : mapping of str to str
+        Part of each entity; what is in none makes a pair that is in none.
+    seed : int
+        Of what is dealt out.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Rows of each part, ascending.
+    """
+    if leave == "pair":
+        plan = PairPlan(leave="pair", seed=seed)
+        outer = pair_folds(plan, pairs)[0]
+        inner = pair_folds(plan, [pairs[row] for row in outer.train])[0]
+        return {"train": outer.train[inner.train], "val": outer.train[inner.test], "test": outer.test}
+    order = ("train", "val", "test")
+    number = {name: place for place, name in enumerate(order)}
+    both = np.array([[number.get(part_of.get(name, ""), -1) for name in pair] for pair in pairs]).reshape(-1, 2)
+    known = (both >= 0).all(axis=1)
+    if leave == "both":
+        known &= both[:, 0] == both[:, 1]
+    newest = both.max(axis=1)
+    return {name: np.flatnonzero(known & (newest == place)) for name, place in number.items()}
 
 
 def _cold(plan: PairPlan, pairs: Sequence[tuple[str, str]]) -> list[Fold]:

@@ -46,19 +46,28 @@ class Predictor(nn.Module):
         self.featurizer, self.head, self.delta = featurizer, head, delta
 
     def forward(self, inputs: Batch | Encodings) -> Tensor:
-        """Return the head's raw outputs (B, ...)."""
-        return self.head(self.featurizer(inputs))
+        """Return the head's raw outputs (B, ...); of pairs, from 2 B rows of which each two are a pair."""
+        return self.head(self.together(self.featurizer(inputs)))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         """Return predictions for B rows in the targets' units; ``delta`` must be among the labels of the batch."""
         encodings = self.featurizer.encode(batch)
-        rows = len(batch.ids)
+        rows = len(batch.ids) // self.head.partners
         prediction = self.head.predict(self(encodings)[:rows])
         importance = self.featurizer.importance(encodings)
         if importance is not None:
-            prediction = prediction._replace(importance=importance[:rows])
+            prediction = prediction._replace(importance=self._shared(importance)[:rows])
         return prediction.shifted(self._known_part(batch)) if self.delta else prediction
+
+    def together(self, rows: Tensor) -> Tensor:
+        """Return rows (2 B, F) of which each two are a pair as (B, 2, F); those of single materials as they are."""
+        partners = self.head.partners
+        return rows if partners == 1 else rows.reshape(len(rows) // partners, partners, *rows.shape[1:])
+
+    def _shared(self, importance: Tensor) -> Tensor:
+        """Return the shares (B, M) of the modalities, of pairs the mean over both partners."""
+        return importance if self.head.partners == 1 else self.together(importance).mean(dim=1)
 
     def _known_part(self, batch: Batch) -> Tensor:
         """Return the labels (B, T) to which predictions are added."""

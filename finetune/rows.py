@@ -120,7 +120,8 @@ class RowFitter:
         encoded = self.data.encoded(featurizer, row.modalities, row.start)
         features = None
         if isinstance(featurizer.join, SideBySide):
-            features = features_of(featurizer, encoded[TRAIN])[chosen]
+            materials = features_of(featurizer, encoded[TRAIN])
+            features = predictor.together(materials[self.data.places(TRAIN, chosen)])
         batches = {part: self.data.cached(encoded, part, seed) for part in PARTS[1:]}
         if augments:
             batches[TRAIN] = streamed(part=TRAIN, chosen=chosen, augments=augments, twins=twins)
@@ -135,10 +136,13 @@ class RowFitter:
         if row.modalities:
             featurizer = freeze(build_featurizer(self.export, row.modalities, pretrained=True))
             encoded = self.data.encoded(featurizer, row.modalities)
-            features = {part: features_of(featurizer, rows).numpy() for part, rows in encoded.items()}
+            features = {
+                part: self.data.features(part, features_of(featurizer, rows).numpy()) for part, rows in encoded.items()
+            }
         elif row.descriptors is not None:
-            where = {part: rows.positions for part, rows in self.data.parts.items()}
-            features = {part: descriptors_of(self.data.dataset, at, row.descriptors) for part, at in where.items()}
+            for part in features:
+                described = descriptors_of(self.data.dataset, self.data.materials(part), row.descriptors)
+                features[part] = self.data.features(part, described)
         fitted = fit_targets(
             estimator,
             features[TRAIN][chosen.numpy()],

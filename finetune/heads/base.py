@@ -32,10 +32,16 @@ class Head(nn.Module):
     task : str
         ``regression``, ``classification`` (values are probabilities of class 1, a target a column) or ``multiclass``
         (one target, whose values are class numbers 0 .. C - 1).
+    partners : int
+        2: ``forward`` reads features (B, 2, F) of pairs.
+    keeps_rows : bool
+        Whether ``fit`` keeps features of training rows, which must not change afterwards.
     """
 
     Config: ClassVar[type[Options]] = Options
     task: ClassVar[str]
+    partners: ClassVar[int] = 1
+    keeps_rows: ClassVar[bool] = False
 
     def __init__(self, config: Any, width: int, targets: tuple[str, ...]) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ class RememberingHead(Head):
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    keeps_rows: ClassVar[bool] = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         for name in self.kept:

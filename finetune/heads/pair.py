@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.heads.base import HEADS, Head, MlpOptions, mlp
+from finetune.heads.memory import spread
 from finetune.heads.standardised import Loss, StandardisedHead
 from finetune.prediction import Prediction
 from shards.errors import DataError
@@ -30,14 +31,24 @@ class PairOptions(MlpOptions):
 class Symmetric(nn.Module):
     """Scores (B, T) of pairs of features (B, 2, F), the same for (a, b) and (b, a)."""
 
+    shift: Tensor
+    stretch: Tensor
+
     def __init__(self, config: PairOptions, width: int, outcomes: int) -> None:
         super().__init__()
         self.mode = config.mode
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("stretch", torch.ones(width))
         if config.mode == "bilinear":
             # so that scores of standardised features have a variance of one
             self.triangle = nn.Parameter(torch.randn(outcomes, width, width) / width)
         else:
             self.layers = mlp(width if config.mode == "sum" else 2 * width, config, outcomes)
+
+    def fit(self, pairs: Tensor | None) -> None:
+        """Standardise by the partners of the training pairs (N, 2, F), where their features do not change."""
+        if pairs is not None and len(pairs):
+            self.shift, self.stretch = spread(pairs.detach().flatten(0, 1))
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the scores."""
@@ -46,7 +57,7 @@ class Symmetric(nn.Module):
                 f"a pair head reads features (B, 2, F), these are {tuple(pairs.shape)}",
                 do="give the features of both partners",
             )
-        first, second = pairs.unbind(1)
+        first, second = ((pairs - self.shift) / self.stretch).unbind(1)
         if self.mode == "sum":
             return self.layers(first + second)
         if self.mode == "both_orders":
@@ -66,9 +77,16 @@ class PairRegression(StandardisedHead):
         kind: Literal["pair"] = "pair"
         loss: Loss = "huber"
 
+    partners = 2
+
     def __init__(self, config: Config, width: int, targets: tuple[str, ...]) -> None:
         super().__init__(config, width, targets)
         self.scores = Symmetric(config, width, len(targets))
+
+    def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
+        """Standardise targets, and features (N, 2, F)."""
+        super().fit(targets)
+        self.scores.fit(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the standardised predictions (B, T) of pairs (B, 2, F)."""
@@ -85,10 +103,15 @@ class PairClassification(Head):
         kind: Literal["pair_classification"] = "pair_classification"
 
     task = "classification"
+    partners = 2
 
     def __init__(self, config: Config, width: int, targets: tuple[str, ...]) -> None:
         super().__init__(config, width, targets)
         self.scores = Symmetric(config, width, len(targets))
+
+    def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
+        """Standardise features (N, 2, F)."""
+        self.scores.fit(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits (B, T) of pairs (B, 2, F)."""
