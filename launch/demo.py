@@ -18,7 +18,7 @@ from shards.errors import ConfigError, MatloomError
 
 RECIPES = HERE.parent / "recipes"
 MODEL = "models:/demo@champion"
-SOURCE = "dft_crystals"
+SOURCE, SPLIT = "dft_crystals", "chemical_system"
 TARGETS = {"formation_energy_ev_per_atom": "demo-formation-energy", "band_gap_ev": "demo-band-gap"}
 EXAMPLE = "GaN_wurtzite"
 MARK = ".matloom-demo"
@@ -97,34 +97,33 @@ class Demo:
 
     def evaluate(self) -> list[Any]:
         """Measure retrieval on the test part, for the first and only time, and draw the plots."""
+        from finetune.evaluations.base import Subject
         from finetune.evaluations.retrieval import retrieval_table
         from finetune.loading import load_foundation
-        from finetune.report import latent_map
-        from finetune.search import Index
         from pretrain.plots import retrieval_plot
         from shards.reader import Dataset
 
         self.plots.mkdir(parents=True, exist_ok=True)
         foundation, dataset = load_foundation(self.model), Dataset(self.shards)
-        rows = retrieval_table(foundation, dataset)
+        rows = retrieval_table(foundation, dataset, split=SPLIT)
         for file in (self.out / "pretrain" / "plots").glob("loss.*"):
             shutil.copy(file, self.plots)
         retrieval_plot(self.plots, rows)
-        index = Index.build(foundation, Dataset(self.shards, ["crystal"]))
-        described = [
-            {
-                "id": s.id,
-                "formula": s.tags["formula"],
-                "prototype": s.tags["prototype"],
-                "band_gap_ev": s.labels.get("band_gap_ev"),
-            }
-            for s in index.samples
-        ]
-        latent_map(self.plots, index.vectors, described)
+        self._map(Subject(model=foundation, dataset=dataset, split=SPLIT))
         for name in TARGETS.values():
             for file in (self.out / name / "report").glob("parity_*"):
                 shutil.copy(file, self.plots)
         return rows
+
+    def _map(self, subject: Any) -> None:
+        """Draw the embeddings of all crystals: ``latent_map.csv``, one PNG by band gap, one by prototype."""
+        from finetune.evaluations.latent_map import LatentMap
+        from pretrain.plots import plot, write_csv
+
+        mapped = LatentMap(methods=("tsne",), colours=("band_gap_ev", "prototype"), embedding="crystal")(subject)
+        write_csv(self.plots / "latent_map.csv", mapped.tables["latent_map"])
+        for name, draw in mapped.plots.items():
+            plot(self.plots / f"latent_map_{name.removeprefix('tsne_')}.png", draw, size=(7.5, 4.6))
 
     def use(self) -> Path:
         """Predict for a CIF, and search by a CIF and by a DOS."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from finetune.data import check_schema
-from finetune.evaluations.base import Subject
+from finetune.evaluations.base import Evaluation, Subject
 from finetune.loading import Foundation
 from pretrain.data import as_evaluated
 from pretrain.evaluate import embed_all
@@ -74,7 +75,23 @@ def vectors_of(subject: Subject, part: str, name: str = "") -> tuple[np.ndarray,
     return embedded.z[name][there].numpy(), [embedded.samples[i] for i in there], name
 
 
-def pooled(subject: Subject, parts: Sequence[str], name: str = "") -> tuple[np.ndarray, list[Sample], str]:
-    """Return what `vectors_of` does for several parts together."""
-    found = [vectors_of(subject, part, name) for part in parts]
-    return np.concatenate([v for v, _, _ in found]), [s for _, samples, _ in found for s in samples], found[0][2]
+class EmbeddingEvaluation(Evaluation):
+    """Base of the evaluations of one embedding, of the samples of some parts together: nothing is fitted to labels.
+
+    Attributes
+    ----------
+    parts : tuple of str
+        Parts of the split that are looked at.
+    embedding : str
+        A modality or fusion of the model; empty: the first.
+    """
+
+    wants: ClassVar[type] = Foundation
+
+    parts: tuple[str, ...] = Field(("train", "val", "test"), min_length=1)
+    embedding: str = ""
+
+    def pooled(self, subject: Subject) -> tuple[np.ndarray, list[Sample], str]:
+        """Return what `vectors_of` does for all parts together."""
+        found = [vectors_of(subject, part, self.embedding) for part in self.parts]
+        return np.concatenate([v for v, _, _ in found]), [s for _, samples, _ in found for s in samples], found[0][2]

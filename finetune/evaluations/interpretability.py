@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
-from finetune.evaluations.embedding import pooled
+from finetune.evaluations.base import EVALUATIONS, Findings, Subject
+from finetune.evaluations.embedding import EmbeddingEvaluation
 from finetune.evaluations.properties import DERIVED, known_of, values_of
-from finetune.loading import Foundation
 from pretrain.plots import Row
 from shards.errors import DataError
 
@@ -21,7 +20,7 @@ FEWEST = 10
 
 
 @EVALUATIONS.register("interpretability")
-class Interpretability(Evaluation):
+class Interpretability(EmbeddingEvaluation):
     """Neighbour and cluster purity in the latent space, each against the same figure under permuted labels.
 
     Attributes
@@ -30,29 +29,21 @@ class Interpretability(Evaluation):
         Classes: ``crystal_system``, ``metal``, or tags.
     labels : tuple of str
         Numbers, of which the share of variance is reported that the mean of the neighbours explains.
-    parts : tuple of str
-        Parts of the split that are looked at; nothing is fitted to labels.
-    embedding : str
-        A modality or fusion of the model; empty: the first.
     neighbours : int
         k, by cosine.
     permutations : int
         Of the labels among the samples.
     """
 
-    wants: ClassVar[type] = Foundation
-
     kind: Literal["interpretability"] = "interpretability"
     properties: tuple[str, ...] = DERIVED
     labels: tuple[str, ...] = ("formation_energy_ev_per_atom", "band_gap_ev")
-    parts: tuple[str, ...] = Field(("train", "val", "test"), min_length=1)
-    embedding: str = ""
     neighbours: int = Field(10, ge=1)
     permutations: int = Field(200, ge=20)
 
     def __call__(self, subject: Subject) -> Findings:
         """Measure every property and label of which enough is known."""
-        vectors, samples, name = pooled(subject, self.parts, self.embedding)
+        vectors, samples, name = self.pooled(subject)
         rows: list[Row] = []
         for prop in self.properties:
             known, classes = known_of(samples, prop)

@@ -3,74 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from finetune.evaluations.base import EVALUATIONS, Draw, Evaluation, Findings, Subject
-from finetune.evaluations.embedding import pooled
+from finetune.evaluations.base import EVALUATIONS, Draw, Findings, Subject
+from finetune.evaluations.embedding import EmbeddingEvaluation
 from finetune.evaluations.properties import classes_of, values_of
-from finetune.loading import Foundation
 from pretrain.plots import Row
 from shards.errors import DataError
 from shards.schema import Sample
 
+Method = Literal["pca", "umap", "tsne"]
 Paint = Callable[[Axes, np.ndarray], None]
 
+NAMES: dict[Method, str] = {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}
 # colours of a qualitative map; more classes than these are drawn in grey
 COLOURS = 20
 
 
 @EVALUATIONS.register("latent_map")
-class LatentMap(Evaluation):
-    """PCA and UMAP of the embeddings, coloured by what is known of the materials.
+class LatentMap(EmbeddingEvaluation):
+    """PCA, UMAP or t-SNE of the embeddings, coloured by what is known of the materials.
 
-    UMAP as MultiMat does it: cosine, 15 neighbours, minimal distance 0.1. Trustworthiness (Venna and Kaski, 2001) is
+    UMAP as MultiMat does it: cosine, 15 neighbours, minimal distance 0.1. t-SNE (van der Maaten and Hinton, 2008) by
+    cosine, from principal components, perplexity 30. Trustworthiness (Venna and Kaski, 2001) is
     1 where every neighbour in the map is one in the embedding, and about 0.5 for a map at random.
 
     Attributes
     ----------
+    methods : tuple of str
+        ``pca``, ``umap``, ``tsne``.
     colours : tuple of str
         ``crystal_system``, ``metal``, tags, or labels.
-    parts : tuple of str
-        Parts of the split that are on the map; nothing is fitted to labels.
-    embedding : str
-        A modality or fusion of the model; empty: the first.
     neighbours, min_dist : int, float
         Of UMAP, and of the trustworthiness.
     """
 
-    wants: ClassVar[type] = Foundation
-
     kind: Literal["latent_map"] = "latent_map"
+    methods: tuple[Method, ...] = Field(("pca", "umap"), min_length=1)
     colours: tuple[str, ...] = ("crystal_system", "metal", "formation_energy_ev_per_atom")
-    parts: tuple[str, ...] = Field(("train", "val", "test"), min_length=1)
-    embedding: str = ""
     neighbours: int = Field(15, ge=2)
     min_dist: float = Field(0.1, ge=0)
 
     def __call__(self, subject: Subject) -> Findings:
         """Map all samples of the parts."""
-        vectors, samples, name = pooled(subject, self.parts, self.embedding)
+        vectors, samples, name = self.pooled(subject)
         if len(vectors) < 2 * self.neighbours + 2:
             raise DataError(
                 f"{len(vectors)} samples are too few for a map with {self.neighbours} neighbours",
                 do=f"--set latent_map.neighbours={max(2, len(vectors) // 4)}",
             )
-        maps = {"pca": pca(vectors, subject.seed), "umap": self.umap(vectors, subject.seed)}
+        maps = {method: self.points(method, vectors, subject.seed) for method in self.methods}
         trust = {method: trustworthiness(vectors, points, self.neighbours) for method, points in maps.items()}
         plots: dict[str, Draw] = {}
         for colour in self.colours:
             paint = _painter(samples, colour)
             if paint is not None:
                 for method, points in maps.items():
-                    plots[f"{method}_{colour}"] = _titled(paint, points, f"{method.upper()} of '{name}' by {colour}")
+                    plots[f"{method}_{colour}"] = _titled(paint, points, f"{NAMES[method]} of '{name}' by {colour}")
         columns = {f"{method}_{axis}": maps[method][:, i] for method in maps for i, axis in enumerate("xy")}
         rows: list[Row] = [
-            {"id": sample.id, **{key: float(column[i]) for key, column in columns.items()}, **sample.tags}
+            {
+                "id": sample.id,
+                **{key: float(column[i]) for key, column in columns.items()},
+                **sample.tags,
+                **sample.labels,
+            }
             for i, sample in enumerate(samples)
         ]
         quality: list[Row] = [
@@ -79,27 +81,29 @@ class LatentMap(Evaluation):
         ]
         return Findings(
             title=f"Maps of the embedding '{name}'",
-            text="Distances in a UMAP are not distances in the embedding; the trustworthiness says how many of the "
-            f"{self.neighbours} neighbours in the map are neighbours in the embedding (1: all, 0.5: as at random).",
+            text="Distances in a UMAP or t-SNE are not distances in the embedding; the trustworthiness says how many "
+            f"of the {self.neighbours} neighbours in the map are so in the embedding (1: all, 0.5: as at random).",
             values={f"trustworthiness/{method}": value for method, value in trust.items()},
             tables={"trustworthiness": quality, "latent_map": rows},
             plots=plots,
         )
 
-    def umap(self, vectors: np.ndarray, seed: int) -> np.ndarray:
-        """Return (N, 2) points; the same for the same seed."""
+    def points(self, method: Method, vectors: np.ndarray, seed: int) -> np.ndarray:
+        """Map N vectors to (N, 2) points; the same for the same seed."""
+        if method == "pca":
+            from sklearn.decomposition import PCA
+
+            return PCA(2, random_state=seed).fit_transform(vectors)
+        if method == "tsne":
+            from sklearn.manifold import TSNE
+
+            perplexity = min(30.0, (len(vectors) - 1) / 3)
+            return TSNE(metric="cosine", init="pca", random_state=seed, perplexity=perplexity).fit_transform(vectors)
         from umap import UMAP
 
         # with a seed UMAP runs on one thread, and says so in a warning unless it is told to
         mapper = UMAP(n_neighbors=self.neighbours, min_dist=self.min_dist, metric="cosine", random_state=seed, n_jobs=1)
         return mapper.fit_transform(vectors)
-
-
-def pca(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Return the first two principal components (N, 2)."""
-    from sklearn.decomposition import PCA
-
-    return PCA(2, random_state=seed).fit_transform(vectors)
 
 
 def trustworthiness(vectors: np.ndarray, points: np.ndarray, neighbours: int) -> float:

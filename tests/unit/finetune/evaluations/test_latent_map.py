@@ -44,3 +44,11 @@ def test_too_few_samples_are_refused(foundation: Foundation, linear_data: Datase
     subject = Subject(model=foundation, dataset=linear_data, split="chemical_system")
     with pytest.raises(DataError, match="too few"):
         LatentMap(neighbours=60, parts=("test",))(subject)
+
+
+def test_t_sne_is_a_map_that_is_asked_for(foundation: Foundation, linear_data: Dataset) -> None:
+    subject = Subject(model=foundation, dataset=linear_data, split="chemical_system")
+    findings = LatentMap(methods=("tsne",), colours=("side",), parts=("test",), embedding="b")(subject)
+    assert set(findings.plots) == {"tsne_side"} and findings.values["trustworthiness/tsne"] > 0.8
+    again = LatentMap(methods=("tsne",), colours=("side",), parts=("test",), embedding="b")(subject)
+    assert again.tables == findings.tables
