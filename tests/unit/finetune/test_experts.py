@@ -228,6 +228,29 @@ def test_the_noisy_gate_balances() -> None:
     assert gate.train()(x)[0].ne(gate(x)[0]).any(), "noise in training"
 
 
+def test_what_the_noisy_gate_adds_is_the_variation_of_importance_and_of_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shazeer et al., equations 7 and 11: both terms, each of which alone would balance something."""
+    torch.manual_seed(0)
+    gate = NoisyTopKGate(3, 5, k=2, weight=0.01)
+    nn.init.normal_(gate.clean.weight)
+    x = torch.randn(64, 3)
+    # without the draw, so that the expectation can be written down
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    scores, added = gate(x)
+    clean, scale = gate.clean(x), torch.nn.functional.softplus(gate.noise(x)) + 1e-2
+    load = torch.zeros(5)
+    for row, deviation in zip(clean, scale, strict=True):
+        for expert in range(5):
+            others = torch.cat([row[:expert], row[expert + 1 :]])
+            load[expert] += torch.distributions.Normal(0, 1).cdf(
+                (row[expert] - others.topk(2).values[-1]) / deviation[expert]
+            )
+    importance = scores.sum(0)
+    terms = [(values.std() / values.mean()) ** 2 for values in (importance, load)]
+    assert added.item() == pytest.approx(0.01 * float(terms[0] + terms[1]), rel=1e-4)
+    assert min(terms) > 0.01, "neither is nothing"
+
+
 def test_the_expected_load_is_how_often_an_expert_is_drawn() -> None:
     torch.manual_seed(0)
     gate = NoisyTopKGate(3, 5, k=2)

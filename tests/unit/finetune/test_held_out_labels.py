@@ -1,0 +1,123 @@
+"""No label of the test part reaches a fit: with every one of them changed, all that is fitted keeps its bits.
+
+Published code of several systems chose its epoch on the test fold (DeepDTAGen, MD-Syn, MultiSyn).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.adapt.base import ADAPTATIONS
+from finetune.compare import Comparison
+from finetune.config import FinetuneRecipe, RowConfig
+from finetune.estimators.base import ESTIMATORS
+from finetune.rows import Outcome, RowFitter
+from shards.build import build
+from shards.reader import Dataset
+from shards.sources.base import Record
+from tests.synthetic import FEATURES, SPLITS, records
+from tests.unit.finetune.predictors import digest
+
+SPLIT = "chemical_system"
+STRATEGIES = [{"kind": kind} for kind in (*ADAPTATIONS.kinds(), *ESTIMATORS.kinds())]
+HEADS = ["linear", "gaussian", "quantile", "conditional_posterior", "bilinear_transduction", "retrieval_augmented"]
+
+
+@pytest.fixture(scope="module")
+def folders(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The toy data, and the same with other labels in the part ``test``."""
+    toy = Dataset(toy_folder)
+    held_out = {toy.ids[int(i)] for i in toy.positions(SPLIT, "test")}
+
+    def changed() -> Iterator[Record]:
+        for record in records():
+            labels = {name: 1e3 - 7 * value for name, value in record.labels.items()}
+            yield replace(record, labels=labels) if record.id in held_out else record
+
+    folder = tmp_path_factory.mktemp("held_out") / "toy"
+    build(changed(), FEATURES, folder, name="toy", splits=SPLITS, workers=1, shard_samples=16)
+    return {"right": toy_folder, "changed": folder}
+
+
+def fitted(export: Path, data: Path, out: Path, strategy: dict[str, Any], **changes: Any) -> Outcome:
+    kind = strategy["kind"]
+    modalities = () if kind == "mean" else ("a", "b")
+    table = {
+        "name": "held-out",
+        "model": str(export),
+        "data": str(data),
+        "target": "gap_ev",
+        "seeds": (0,),
+        "rows": [RowConfig(strategy=strategy, modalities=modalities)],
+        "optim": {"epochs": 3, "frozen_epochs": 3, "lr": 0.05},
+        **changes,
+    }
+    recipe = FinetuneRecipe.model_validate(table)
+    return Comparison(recipe, out, report=lambda line: None).fitter.fit(recipe.rows[0], 0)
+
+
+def same(first: Outcome, second: Outcome) -> bool:
+    """Tell whether what was fitted is the same to the last bit; the targets are not, of course."""
+    assert not torch.equal(first.targets, second.targets)
+    weights = [None if found.predictor is None else digest(found.predictor) for found in (first, second)]
+    return (
+        weights[0] == weights[1]
+        and first.validation == second.validation
+        and torch.equal(first.predictions, second.predictions)
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda table: table["kind"])
+def test_of_every_strategy(
+    strategy: dict[str, Any], folders: dict[str, Path], export_folder: Path, tmp_path: Path
+) -> None:
+    assert same(*(fitted(export_folder, data, tmp_path, strategy) for data in folders.values()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_of_every_head(head: str, folders: dict[str, Path], export_folder: Path, tmp_path: Path) -> None:
+    found = [
+        fitted(export_folder, data, tmp_path, {"kind": "frozen"}, head={"kind": head}) for data in folders.values()
+    ]
+    assert same(*found)
+
+
+def test_an_epoch_that_is_chosen_on_the_test_part_is_seen(
+    folders: dict[str, Path], export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wrong variant, as published."""
+    batches = RowFitter._batches
+
+    def wrong(self: RowFitter, *args: Any) -> Any:
+        found, features = batches(self, *args)
+        return {**found, "val": found["test"]}, features
+
+    monkeypatch.setattr(RowFitter, "_batches", wrong)
+    assert not same(*(fitted(export_folder, data, tmp_path, {"kind": "frozen"}) for data in folders.values()))
+
+
+def test_targets_that_are_scaled_by_all_labels_are_seen(
+    folders: dict[str, Path], export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wrong variant of the published normaliser, which is fitted to more than the training part."""
+    from finetune.heads.scaling import Standardiser
+
+    right, seen = Standardiser.fit, []
+
+    def wrong(self: Standardiser, targets: torch.Tensor) -> None:
+        right(self, torch.cat([targets, *seen]))
+
+    monkeypatch.setattr(Standardiser, "fit", wrong)
+    found = []
+    for data in folders.values():
+        dataset = Dataset(data)
+        rows = [dataset[int(i)].labels.get("gap_ev", float("nan")) for i in dataset.positions(SPLIT, "test")]
+        seen[:] = [torch.tensor(rows)[:, None]]
+        found.append(fitted(export_folder, data, tmp_path, {"kind": "frozen"}))
+    assert not same(*found)
