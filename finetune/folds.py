@@ -13,8 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
 from shards.resplit import sample_infos
-from shards.schema import Strict
-from shards.splits import SampleInfo, SplitPlan, group_split, make_split, units_of
+from shards.splits import Division, SampleInfo, SplitPlan, group_split, make_split, units_of
 
 TRAIN, TEST = "train", "test"
 # a label of more values than this is stratified by its quantiles
@@ -31,8 +30,8 @@ class Fold:
     test: np.ndarray
 
 
-class FoldPlan(Strict):
-    """How to cross-validate.
+class FoldPlan(Division):
+    """How to cross-validate; see `shards.splits.Division` for what it shares with splits.
 
     Attributes
     ----------
@@ -48,24 +47,12 @@ class FoldPlan(Strict):
         Rounds of random folds.
     stratify : str, optional
         A label of which every fold gets about the same shares: its values, or tenths of it where it has many.
-    seed : int
-        Of what is drawn at random.
-    missing : str
-        What becomes of samples without the tag or label that the folds go by: ``error``, or ``unassigned``: in no fold.
-    label, quantile, key, features
-        As in `shards.splits.SplitPlan`.
     """
 
     by: str = Field("group", min_length=1)
     folds: int | Literal["each"] = 5
     repeats: int = Field(1, ge=1)
     stratify: str | None = None
-    seed: int = Field(0, ge=0)
-    missing: Literal["error", "unassigned"] = "error"
-    label: str | None = None
-    quantile: float = Field(0.05, gt=0.0, lt=1.0)
-    key: str | None = None
-    features: str = Field("composition", min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> FoldPlan:

@@ -12,10 +12,10 @@ import numpy as np
 from shards.errors import DataError
 from shards.manifest import Split
 from shards.splits.held_out import by_cluster, by_time, by_top_quantile
-from shards.splits.plan import UNASSIGNED, SampleInfo, SplitPlan
+from shards.splits.plan import UNASSIGNED, Division, SampleInfo, SplitPlan
 from shards.splits.tagged import by_tag, group_split, units_of
 
-__all__ = ["SampleInfo", "SplitPlan", "group_split", "make_split", "units_of"]
+__all__ = ["Division", "SampleInfo", "SplitPlan", "group_split", "make_split", "units_of"]
 
 
 def make_split(

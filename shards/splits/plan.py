@@ -21,8 +21,39 @@ PARAMETERS = {
 REQUIRED = {"top_quantile": "label", "chronological": "key"}
 
 
-class SplitPlan(Strict):
-    """How to divide a data set.
+class Division(Strict):
+    """What samples are divided by, into the parts of a split or into folds.
+
+    Attributes
+    ----------
+    by : str
+        See `SplitPlan` and `finetune.folds.FoldPlan`.
+    seed : int
+        Seed of what is drawn at random.
+    missing : str
+        What becomes of samples without the tag, label or vector that the division goes by: ``error``, or
+        ``unassigned``: in a part of its own, or in no fold.
+    label, quantile : str, float
+        ``top_quantile``: the label, and the share of the samples that are held out. Samples with a value
+        equal to the lowest of these are held out too.
+    key : str
+        ``chronological``: a tag that holds a year (``2019``), a month (``2019-07``) or an ISO 8601 date, or a
+        label. Samples of equal time stay together, so the test part is later than the others.
+    features : str
+        ``cluster``: ``composition`` (of the tag ``formula``) or the name of a vector modality.
+    """
+
+    by: str = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    missing: Literal["error", "unassigned"] = "error"
+    label: str | None = None
+    quantile: float = Field(0.05, gt=0.0, lt=1.0)
+    key: str | None = None
+    features: str = Field("composition", min_length=1)
+
+
+class SplitPlan(Division):
+    """How to divide a data set; see `Division` for what it shares with folds.
 
     Attributes
     ----------
@@ -35,30 +66,11 @@ class SplitPlan(Strict):
     fractions : dict of str to float
         Part to its share; they add up to 1. Where the test part is held out by ``top_quantile`` or
         ``cluster``, the others share the rest in the ratio of their fractions.
-    seed : int
-        Seed of what is drawn at random.
-    missing : str
-        What becomes of samples without the tag, label or vector that the division goes by: ``error``, or
-        ``unassigned``, a part of its own.
-    label, quantile : str, float
-        ``top_quantile``: the label, and the share of the samples that are held out. Samples with a value
-        equal to the lowest of these are held out too.
-    key : str
-        ``chronological``: a tag that holds a year (``2019``), a month (``2019-07``) or an ISO 8601 date, or a
-        label. Samples of equal time stay together, so the test part is later than the others.
-    features, clusters, held_out : str, int, int
-        ``cluster``: ``composition`` (of the tag ``formula``) or the name of a vector modality; the number
-        of clusters; which of them is the test part, from 0, the largest.
+    clusters, held_out : int, int
+        ``cluster``: the number of clusters; which of them is the test part, from 0, the largest.
     """
 
-    by: str = Field(min_length=1)
     fractions: dict[str, float] = {"train": 0.7, "val": 0.1, HELD_OUT: 0.2}
-    seed: int = Field(0, ge=0)
-    missing: Literal["error", "unassigned"] = "error"
-    label: str | None = None
-    quantile: float = Field(0.05, gt=0.0, lt=1.0)
-    key: str | None = None
-    features: str = Field("composition", min_length=1)
     clusters: int = Field(10, ge=2)
     held_out: int = Field(0, ge=0)
 
@@ -90,8 +102,10 @@ class SplitPlan(Strict):
 
     def parameters(self) -> dict[str, Any]:
         """Return what the manifest keeps of the plan, beside ``by`` and ``seed``."""
-        names = {"fractions", "missing"} | PARAMETERS.get(self.by, set())
-        return self.model_dump(mode="json", include=names)
+        return {
+            "fractions": dict(self.fractions),
+            **self.model_dump(mode="json", include={"missing"} | PARAMETERS.get(self.by, set())),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

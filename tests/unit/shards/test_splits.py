@@ -325,3 +325,9 @@ def test_plans_are_tables_of_a_recipe() -> None:
     assert plans["random"].fractions == {"train": 0.8, "test": 0.2}
     assert plans["unlike"].parameters()["clusters"] == 5
     assert all(json.dumps(plan.parameters()) for plan in plans.values())
+    # as manifests that were written keep it, to the byte
+    stored = json.dumps(SplitPlan(by="cluster", features="v", held_out=1, missing="unassigned").parameters())
+    assert stored == (
+        '{"fractions": {"train": 0.7, "val": 0.1, "test": 0.2}, "missing": "unassigned", "features": "v", '
+        '"clusters": 10, "held_out": 1}'
+    )
