@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
 from finetune.evaluations.rows import predictor_of, rows_of
 from finetune.loading import PropertyModel
+from finetune.metrics.ranking import precision_at_k
 from pretrain.plots import Row
 from shards.errors import ConfigError, DataError
 
@@ -83,7 +84,6 @@ def extrapolation(threshold: float, truth: np.ndarray, predicted: np.ndarray) ->
     """Measure predictions (N,) of values (N,) of which some are above ``threshold``, the training maximum."""
     ood, found = truth > threshold, predicted > threshold
     error, count = np.abs(predicted - truth), int(ood.sum())
-    top = np.argsort(-predicted, kind="stable")[:count]
     return {
         "threshold": threshold,
         "n_id": int((~ood).sum()),
@@ -92,7 +92,7 @@ def extrapolation(threshold: float, truth: np.ndarray, predicted: np.ndarray) ->
         "mae_ood": _mean(error[ood]),
         "recall": _mean(found[ood]),
         "precision": _mean(ood[found]),
-        "precision_of_top": _mean(ood[top]),
+        "precision_of_top": precision_at_k(predicted, ood, count) if count else None,
         "chance": count / len(truth),
         "highest_prediction": float(predicted.max()),
         "highest_value": float(truth.max()),

@@ -61,6 +61,16 @@ def test_the_measures_by_hand() -> None:
     assert row["recall"] == 0.5 and row["precision"] == 0.5 and row["precision_of_top"] == 0.5 and row["chance"] == 0.5
 
 
+def test_a_constant_prediction_finds_as_many_as_chance_whatever_the_order_of_the_rows() -> None:
+    """A forest predicts one value for many rows; the part within the range stands before the other."""
+    truth = np.array([1.0, 2.0, 3.0, 5.0, 6.0, 7.0])
+    for order in (truth, truth[::-1]):
+        row = extrapolation(4.0, order, np.full(6, 3.5))
+        assert row["precision_of_top"] == pytest.approx(row["chance"]) == 0.5
+    # the wrong variant takes the rows as they stand
+    assert (truth[np.argsort(-np.full(6, 3.5), kind="stable")[:3]] > 4).mean() == 0
+
+
 def test_a_part_within_the_range_is_refused(linear_data: Dataset) -> None:
     subject = Subject(model=linear_model(linear_data, GROUPS), dataset=linear_data, split="extremes", part="train")
     with pytest.raises(DataError, match="above the training maximum"):
