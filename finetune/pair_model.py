@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from finetune.loading import PropertyModel
 from finetune.materials import to_known_sample
+from finetune.pair_table import read_pairs
 from finetune.predicted import Predicted, Predictions
 from finetune.prediction import Prediction
 from shards.errors import ConfigError, DataError
+from shards.locate import locate
+from shards.reader import Dataset
 from shards.schema import Sample
 
 
@@ -57,3 +61,38 @@ class PairModel(PropertyModel):
     def estimate(self, samples: Sequence[Sample], *, batch_size: int = 64, calibrated: bool = True) -> Prediction:
         """Refuse single materials: evaluations, screens and streams are of these."""
         raise ConfigError("the model predicts pairs of materials, not single ones", do="model.predict([(a, b), ...])")
+
+
+def predict_table(
+    model: PropertyModel, table: Path, data: str | None = None, *, batch_size: int = 64
+) -> tuple[list[tuple[str, str]], Predictions]:
+    """Predict all pairs of a table.
+
+    Parameters
+    ----------
+    model : PropertyModel
+        From `finetune.load`; it must be one of pairs.
+    table : Path
+        CSV with the columns ``id_a`` and ``id_b``.
+    data : str, optional
+        The data set whose ids these are. Without it they are files, seen from the table's folder, or SMILES.
+    batch_size : int
+        Pairs that are predicted together.
+    """
+    if not isinstance(model, PairModel):
+        raise ConfigError("the model predicts single materials, not pairs", do="leave --pairs out")
+    if data is not None:
+        dataset = Dataset(locate(data), list(model.specs))
+        place = {sample.id: position for position, sample in enumerate(dataset.select([]))}
+        named = read_pairs(table, known=place).pairs
+        given: list[tuple[Any, Any]] = [(dataset[place[a]], dataset[place[b]]) for a, b in named]
+    else:
+        named = read_pairs(table).pairs
+        given = [(_from(table.parent, a), _from(table.parent, b)) for a, b in named]
+    found = model.predict(given, batch_size=batch_size)
+    assert isinstance(found, Predictions)
+    return named, found
+
+
+def _from(folder: Path, name: str) -> str:
+    return str(folder / name) if (folder / name).is_file() else name

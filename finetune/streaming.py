@@ -67,6 +67,8 @@ def predict_stream(model: PropertyModel, source: Any, out: Path | str, **options
     """
     if not isinstance(model, PropertyModel):
         raise ConfigError("a pretrained model without a head predicts nothing", do="matloom finetune, then predict")
+    if model.predictor.head.partners == 2:
+        raise ConfigError("the model predicts pairs of materials, not single ones", do="predict URI --pairs FILE")
     return stream(Predict(model), source, Path(out), **options)
 
 

@@ -40,6 +40,10 @@ def predict(
     materials: Materials = [],  # noqa: B006  typer copies it
     data: Stream = None,
     out: Annotated[Path | None, typer.Option(help="Folder for Parquet parts; needed with --data.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Instead: CSV with id_a, id_b, ids of --data, or files or SMILES; for a model of pairs."),
+    ] = None,
     resume: Resume = False,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -49,7 +53,8 @@ def predict(
     scheduler: Scheduler = None,
 ) -> None:
     """Predict properties of materials, each with its unit and, where the model knows it, its uncertainty."""
-    _check(materials, data, out, as_csv, resume)
+    if pairs is None:
+        _check(materials, data, out, as_csv, resume)
     from finetune.loading import PropertyModel, load
     from shards.errors import ConfigError
 
@@ -58,6 +63,13 @@ def predict(
         raise ConfigError(
             f"'{uri}' is a pretrained model without a head", do="matloom finetune, then predict with its result"
         )
+    if pairs is not None:
+        _refuse_beside_pairs(materials, out, resume)
+        from finetune.pair_model import predict_table
+
+        named, of_pairs = predict_table(model, pairs, data, batch_size=batch_size)
+        _show([{"id_a": a, "id_b": b} for a, b in named], of_pairs, as_json, as_csv)
+        return
     if out is not None:
         from finetune.streaming import predict_stream
 
@@ -66,19 +78,7 @@ def predict(
         _done(out, done, as_json)
         return
     predictions = model.predict(list(materials), batch_size=batch_size)
-    found = [
-        (material, one)
-        for material, of_it in zip(materials, predictions, strict=True)  # type: ignore[arg-type]
-        for one in (of_it.values() if isinstance(of_it, dict) else [of_it])
-    ]
-    rows = [_row(material, one) for material, one in found]
-    if as_csv:
-        _print_csv(rows)
-    elif as_json:
-        show(rows, True, str)
-    else:
-        for row, (_, one) in zip(rows, found, strict=True):
-            typer.echo(f"{row['file']}: {row['property']} = {one}")
+    _show([{"file": material} for material in materials], predictions, as_json, as_csv)
 
 
 def embed(
@@ -137,12 +137,36 @@ def _check(materials: list[str], data: str | None, out: Path | None, as_csv: boo
         raise ConfigError("there is nothing to go on with", do="--out FOLDER --resume")
 
 
-def _row(material: str, found: Predicted) -> dict[str, Any]:
+def _refuse_beside_pairs(materials: list[str], out: Path | None, resume: bool) -> None:
+    from shards.errors import ConfigError
+
+    if materials or out is not None or resume:
+        raise ConfigError("--pairs names what is predicted, and prints it", do="matloom predict URI --pairs F --csv")
+
+
+def _show(named: list[dict[str, str]], predictions: Any, as_json: bool, as_csv: bool) -> None:
+    """Print what was predicted of named materials, or pairs."""
+    found = [
+        (names, one)
+        for names, of_it in zip(named, predictions, strict=True)
+        for one in (of_it.values() if isinstance(of_it, dict) else [of_it])
+    ]
+    rows = [_row(names, one) for names, one in found]
+    if as_csv:
+        _print_csv(rows)
+    elif as_json:
+        show(rows, True, str)
+    else:
+        for row, (names, one) in zip(rows, found, strict=True):
+            typer.echo(f"{' + '.join(names.values())}: {row['property']} = {one}")
+
+
+def _row(names: dict[str, str], found: Predicted) -> dict[str, Any]:
     from finetune.units import describe
 
     known = found.as_dict()
     known.pop("name")
-    return {"file": material, "property": describe(found.name)[0], "target": found.name, **known, "unit": found.unit}
+    return {**names, "property": describe(found.name)[0], "target": found.name, **known, "unit": found.unit}
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.loading import load
 from finetune.pair_data import PairData
 from finetune.pair_folds import pair_parts
-from finetune.pair_model import PairModel
+from finetune.pair_model import PairModel, _from
 from finetune.pair_table import PairTable, read_pairs
+from launch.cli import app
 from shards.augment import Augment
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
@@ -198,6 +201,38 @@ def test_too_few_pairs_in_a_part_are_refused_with_another_way(
     with pytest.raises(DataError, match=r"part 'val' has 0 labelled pairs(.|\n)*'entity', 'pair'"):
         Comparison(recipe(export_folder, toy_folder, path, ["frozen"]), tmp_path)
     Comparison(recipe(export_folder, toy_folder, {"file": str(path), "leave": "pair"}, ["frozen"]), tmp_path)
+
+
+def test_the_command_predicts_a_table_of_pairs(
+    export_folder: Path, toy_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    run(recipe(export_folder, toy_folder, pairs_file, ["frozen"]), tmp_path)
+    predictor, table = str(tmp_path / "predictor"), tmp_path / "asked.csv"
+    ids = [sample.id for sample in Dataset(toy_folder, [])][:3]
+    written(table, [(ids[0], ids[1]), (ids[1], ids[2])], [None, None])
+
+    def matloom(*arguments: object) -> str:
+        arguments = ("predict", predictor, *arguments)
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    rows = json.loads(matloom("--pairs", table, "--data", toy_folder, "--json"))
+    dataset, model = Dataset(toy_folder), load(predictor)
+    first, second, third = (dataset[dataset.position(name)] for name in ids)
+    assert isinstance(model, PairModel)
+    expected = model.predict([(second, first), (third, second)]).values  # type: ignore[union-attr]
+    np.testing.assert_allclose([row["value"] for row in rows], expected, atol=1e-5)
+    assert [(row["id_a"], row["id_b"]) for row in rows] == [(ids[0], ids[1]), (ids[1], ids[2])]
+    assert matloom("--pairs", table, "--data", toy_folder, "--csv").startswith("id_a,id_b,property,")
+    assert matloom("--pairs", table, "--data", toy_folder).startswith(f"{ids[0]} + {ids[1]}: miscibility = ")
+    with pytest.raises(ConfigError, match="names what is predicted"):
+        matloom("x.cif", "--pairs", table)
+    with pytest.raises(ConfigError, match="--pairs FILE"):
+        matloom("--data", toy_folder, "--out", tmp_path / "out")
+    assert _from(tmp_path, "asked.csv") == str(table) and _from(tmp_path, "CCO") == "CCO"
+    with pytest.raises(DataError, match=r"no id(.|\n)*line 2"):
+        matloom("--pairs", written(table, [("x", "y")], [None]), "--data", toy_folder)
 
 
 def test_single_materials_are_refused_by_a_model_of_pairs(
