@@ -1,68 +1,34 @@
 """Moving an alias of a registered model: one winner at a time, and a history that is only added to.
 
-MLflow's aliases and tags are overwritten by whoever comes last. The name of an experiment is unique in every store,
-so promotion N of an alias is the experiment ``matloom promotion NAME@ALIAS N``: who creates it has won, and what it
-says (tags) is written in the same transaction. It is deleted at once, which hides it from lists, keeps the name taken
-and leaves it readable; a copy of the record stands in the tags of the registered model.
+Promotion N of an alias is that of whoever has claimed it (`pretrain.claim`). Its record stands among the tags of the
+registered model; only then is the alias moved.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from typing import Any
 
-PREFIX = "matloom promotion"
-TAG = "matloom.promotion"
+from pretrain.claim import (
+    OvertakenError,
+    Promotion,
+    claim,
+    claimed,
+    numbers,
+    recorded,
+    tidy,
+    write_record,
+)
+
 CHAMPION = "champion"
 SCORE_TAG = "matloom.score"
 # tags of MLflow hold 5,000 characters
 MOST = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """One move of an alias.
-
-    Attributes
-    ----------
-    number : int
-        Counts from 1.
-    alias, version : str
-        What points to which version since then.
-    previous : str
-        The version before, "" where there was none.
-    who, why, metric : str
-        The user, the reason, and the metric (with its value) that it was decided by.
-    time_ms : int
-        When, since 1970.
-    back : bool
-        A rollback.
-    """
-
-    number: int
-    alias: str
-    version: str
-    previous: str
-    who: str
-    why: str
-    metric: str
-    time_ms: int
-    back: bool = False
-
-
-class OvertakenError(Exception):
-    """Somebody else moved the alias at the same moment; ``winner`` is their promotion."""
-
-    def __init__(self, winner: Promotion) -> None:
-        super().__init__(f"version {winner.version} was promoted at the same moment by {winner.who}")
-        self.winner = winner
 
 
 def somebody() -> str:
@@ -78,23 +44,14 @@ def somebody() -> str:
 
 def history(client: Any, name: str, alias: str) -> list[Promotion]:
     """Return the promotions of an alias, the first first."""
-    found = {}
     tags = client.get_registered_model(name).tags
-    for key, text in tags.items():
-        number = key.removeprefix(f"{TAG}.{alias}.")
-        if number.isdecimal() and (record := _read(text, alias, int(number))) is not None:
-            found[record.number] = record
-    # a promotion that was cut off before its record reached the tags has happened all the same, the last or not
-    last, number = max(found, default=0), 1
-    while True:
-        if number not in found:
-            record = _claimed(client, name, alias, number)
-            if record is not None:
-                found[number] = record
-            elif number > last:
-                break
-        number += 1
-    return [found[number] for number in sorted(found)]
+    found: list[Promotion] = []
+    for number in numbers(tags, alias):
+        # one that was cut off before its record reached the tags has happened all the same
+        before = found[-1] if found else None
+        record = recorded(tags, alias, number) or claimed(client, name, tags, alias, number, before)
+        found += [record] if record else []
+    return found
 
 
 def current(client: Any, name: str, alias: str) -> str:
@@ -135,11 +92,14 @@ def promote(
         Where there has been another promotion since; nothing has changed then.
     """
     before = history(client, name, alias)
-    last = len(before) and before[-1].number
-    if after is not None and last != after:
-        raise OvertakenError(before[-1])
+    last = before[-1] if before else None
+    if last is not None and after is not None and last.number != after:
+        raise OvertakenError(last)
+    if last is not None and recorded(client.get_registered_model(name).tags, alias, last.number) is None:
+        # whoever was cut off is helped, so that what is in the tags is the history
+        write_record(client, name, last)
     record = Promotion(
-        number=last + 1,
+        number=last.number + 1 if last else 1,
         alias=alias,
         version=version,
         previous=current(client, name, alias),
@@ -149,7 +109,7 @@ def promote(
         time_ms=int(time.time() * 1000),
         back=back,
     )
-    _claim(client, name, record)
+    record = claim(client, name, record, last)
     _carry_out(client, name, record)
     return record
 
@@ -203,49 +163,11 @@ def _carry_out(client: Any, name: str, record: Promotion) -> None:
     has not come so far sets the alias after this.
     """
     while True:
-        client.set_registered_model_tag(name, _key(record.alias, record.number), json.dumps(asdict(record)))
+        write_record(client, name, record)
         client.set_registered_model_alias(name, record.alias, record.version)
-        text = client.get_registered_model(name).tags.get(_key(record.alias, record.number + 1), "")
-        following = _read(text, record.alias, record.number + 1)
+        tags = client.get_registered_model(name).tags
+        tidy(client, name, record, tags)
+        following = recorded(tags, record.alias, record.number + 1)
         if following is None:
             return
         record = following
-
-
-def _key(alias: str, number: int) -> str:
-    return f"{TAG}.{alias}.{number:06d}"
-
-
-def _claim(client: Any, name: str, record: Promotion) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        experiment_id = client.create_experiment(
-            _title(name, record.alias, record.number), tags={TAG: json.dumps(asdict(record))}
-        )
-    except MlflowException:
-        winner = _claimed(client, name, record.alias, record.number)
-        if winner is None:
-            raise
-        raise OvertakenError(winner) from None
-    client.delete_experiment(experiment_id)
-
-
-def _claimed(client: Any, name: str, alias: str, number: int) -> Promotion | None:
-    experiment = client.get_experiment_by_name(_title(name, alias, number))
-    return None if experiment is None else _read(experiment.tags.get(TAG, ""), alias, number)
-
-
-def _title(name: str, alias: str, number: int) -> str:
-    return f"{PREFIX} {name}@{alias} {number}"
-
-
-def _read(text: str, alias: str, number: int) -> Promotion | None:
-    """Return a stored record, None where somebody else wrote something of that name."""
-    try:
-        record = Promotion(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    words = (record.version, record.previous, record.who, record.why, record.metric)
-    sound = all(isinstance(word, str) for word in words) and isinstance(record.time_ms, int)
-    return record if sound and (record.alias, record.number) == (alias, number) else None
