@@ -31,3 +31,9 @@ class Frozen(OnFrozen):
     """The pretrained encoders, bitwise."""
 
     kind: Literal["frozen"] = "frozen"
+
+    def prepare(self, predictor: Predictor) -> None:
+        """Freeze the encoders; and what stands in for an absent modality, where the head keeps rows that hold it."""
+        super().prepare(predictor)
+        if predictor.head.keeps_rows:
+            freeze(predictor.featurizer.join)
