@@ -10,8 +10,11 @@ from pydantic import Field, model_validator
 
 from finetune.adapt.base import ADAPTATIONS, Adaptation
 from finetune.consistency import Consistency
+from finetune.ensembles import EnsembleConfig
 from finetune.estimators.base import ESTIMATORS, Estimator
+from finetune.fold_parts import RecipeFolds
 from finetune.heads.base import HEADS
+from finetune.late_rows import LateFusionRow
 from finetune.pair_table import PairsConfig
 from pretrain.config import Place
 from pretrain.fusion.base import FUSIONS
@@ -21,8 +24,8 @@ from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 
-ALIASES = {"probe": "linear_probe"}
-Plan = Adaptation | Estimator
+ALIASES, LATE_FUSION = {"probe": "linear_probe"}, "late_fusion"
+Plan = Adaptation | Estimator | LateFusionRow
 
 
 class RowConfig(Strict):
@@ -32,8 +35,10 @@ class RowConfig(Strict):
     ----------
     strategy : str or table
         How the row is made: an adaptation of the pretrained model (``frozen``, ``full``, ``scratch``, ``last_n``,
-        ``staged``, ``lora``, ``bitfit``, ``scale_shift``, ``attentive``) or an estimator on the frozen vectors
-        (``mean``, ``linear_probe``, ``random_forest``, ...); ``{kind = "lora", rank = 4}`` gives options.
+        ``staged``, ``lora``, ``bitfit``, ``scale_shift``, ``attentive``), a mixture of frozen checkpoints
+        (``{kind = "experts", models = [...]}``), an estimator on the frozen vectors (``mean``, ``linear_probe``,
+        ``random_forest``, ...) or one a modality, weighted (``late_fusion``); ``{kind = "lora", rank = 4}`` gives
+        options.
     modalities : tuple of str
         What the row may look at.
     fusion : table, optional
@@ -85,7 +90,9 @@ class RowConfig(Strict):
             return ESTIMATORS.options(table)
         if table["kind"] in ADAPTATIONS.kinds():
             return ADAPTATIONS.options(table)
-        known = sorted({*ADAPTATIONS.kinds(), *ESTIMATORS.kinds(), *ALIASES})
+        if table["kind"] == LATE_FUSION:
+            return parse(LateFusionRow, table, where="rows.*.strategy")
+        known = sorted({*ADAPTATIONS.kinds(), *ESTIMATORS.kinds(), *ALIASES, LATE_FUSION})
         raise ConfigError(
             f"there is no strategy '{table['kind']}'",
             where="rows.*.strategy",
@@ -99,7 +106,8 @@ class RowConfig(Strict):
         if self.fusion is not None:
             FUSIONS.options(self.fusion)
         for name in ("fusion", "start"):
-            if getattr(self, name) is not None and (isinstance(plan, Estimator) or not plan.pretrained):
+            takes = isinstance(plan, Adaptation) and plan.pretrained and not plan.own_encoders
+            if getattr(self, name) is not None and not takes:
                 raise ConfigError(f"the strategy '{self.label}' takes no '{name}'", where=f"rows.*.{name}")
         if self.descriptors is not None and (self.modalities or not isinstance(plan, Estimator)):
             raise ConfigError(
@@ -108,6 +116,10 @@ class RowConfig(Strict):
                 why="they stand in place of the vectors of modalities, for an estimator",
                 do='{ strategy = "random_forest", modalities = [], descriptors = "magpie" }',
             )
+        if isinstance(plan, LateFusionRow):
+            plan.check(self.modalities)
+        if isinstance(plan, Adaptation):
+            plan.check()
         if getattr(plan, "head", None) == "frozen" and self.start is None:
             raise ConfigError(
                 "a head that is frozen must come from somewhere",
@@ -156,6 +168,12 @@ class FinetuneRecipe(Strict):
         Companion shards that add modalities to ``data``, as in a pretraining recipe.
     split : str
         The parts ``train`` (fitted on), ``val`` (chosen by) and ``test`` (reported, once).
+    folds : table, optional
+        ``[folds]``: every row is fitted in each of several folds in place of one split; see
+        `finetune.fold_parts.RecipeFolds`.
+    ensemble : table, optional
+        ``[ensemble]``: the seeds (of all folds) of the best row are registered as one predictor; see
+        `finetune.ensembles.EnsembleConfig`.
     target : str or tuple of str
         A label, with its unit in the name; or several, which one network predicts together.
     pairs : str or table, optional
@@ -180,6 +198,8 @@ class FinetuneRecipe(Strict):
     data: Place
     overlays: tuple[Place, ...] = ()
     split: str = "chemical_system"
+    folds: RecipeFolds | None = None
+    ensemble: EnsembleConfig | None = None
     target: str | tuple[str, ...]
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: tuple[RowConfig, ...] = Field(min_length=1)
@@ -204,6 +224,23 @@ class FinetuneRecipe(Strict):
         if self.consistency is not None and not self.augment and not self.optim.feature_noise:
             raise ValueError(
                 "'consistency' compares variations, and there are none: set augment or optim.feature_noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_alone(self) -> FinetuneRecipe:
+        if self.ensemble is not None and len(self.seeds) < 2 and self.folds is None:
+            raise ValueError("an 'ensemble' of one seed has one member: give more seeds, or folds")
+        if self.folds is None:
+            return self
+        if "split" in self.model_fields_set:
+            raise ValueError("'folds' are in place of a 'split': leave one of the two out")
+        if self.pairs is not None:
+            raise ValueError("'folds' divide single materials, not 'pairs': pairs.leave says how these are divided")
+        if self.register_as is not None and self.ensemble is None:
+            raise ValueError(
+                "a predictor of one fold is not registered: add [ensemble], of which all folds are members, or leave "
+                "'register_as' out"
             )
         return self
 

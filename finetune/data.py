@@ -15,6 +15,7 @@ from torch import Tensor
 from finetune.encodings import EncodedRows
 from finetune.featurizer import Featurizer
 from finetune.fit import Batches, Example
+from finetune.fold_parts import groups_of
 from shards.augment import Augment, Augmenter
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
@@ -102,7 +103,7 @@ class TargetData:
         unlabelled: bool = False,
     ) -> None:
         self.dataset, self.names, self.batch_size, self.accelerator = dataset, targets, batch_size, accelerator
-        self.as_evaluated, self.unlabelled = as_evaluated, unlabelled
+        self.as_evaluated, self.unlabelled, self.split = as_evaluated, unlabelled, split
         self.parts: dict[str, Rows] = {}
         for part, rows in self._read(split, delta).items():
             keep_all = unlabelled and part == TRAIN
@@ -122,7 +123,7 @@ class TargetData:
         bare, count = self.dataset.select([]), len(self.names)
         parts = {}
         for part in PARTS:
-            found = [(int(i), bare[int(i)]) for i in self.dataset.positions(split, part)]
+            found = [(int(i), bare[int(i)]) for i in self._places(split, part)]
             table = [[sample.labels.get(name, nan) for name in (*self.names, *delta)] for _, sample in found]
             values = torch.tensor(table, dtype=torch.float32).reshape(len(found), -1)
             offset = values[:, count:] if delta else torch.zeros(len(found), count)
@@ -131,6 +132,14 @@ class TargetData:
             positions = np.array([i for i, _ in found], np.int64)
             parts[part] = Rows(positions, tuple(s.id for _, s in found), values, offset)
         return parts
+
+    def _places(self, split: str, part: str) -> np.ndarray:
+        """Return the places of a part in the data set, of labelled samples and others."""
+        return self.dataset.positions(split, part)
+
+    def groups(self) -> list[str]:
+        """Return of every sample of the data set what inner folds of the training part must not part it from."""
+        return groups_of(self.dataset.manifest.split(self.split).by, self.dataset)
 
     @property
     def contest(self) -> dict[str, str]:
@@ -252,7 +261,7 @@ class TargetData:
         featurizer.to(self.accelerator.device)
         found = {}
         for part in PARTS:
-            name = (part, modalities, featurizer.join.reads_tokens, key)
+            name = (part, modalities, featurizer.reads_tokens, key)
             if name not in self._encoded:
                 self._encoded[name] = EncodedRows.of(featurizer, self._stream(modalities, self.materials(part)))
             found[part] = self._encoded[name]

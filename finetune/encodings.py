@@ -47,6 +47,16 @@ class Column:
         tokens[real] = self.tokens[(begins[:, None] + places)[real]]
         return Encoded(vector, tokens, real)
 
+    def take(self, index: Tensor) -> Column:
+        """Return some rows as a column."""
+        present, vector = self.present[index], self.vector[index]
+        if self.tokens is None or self.ends is None:
+            return Column(present, vector)
+        lengths = self.ends.diff(prepend=self.ends.new_zeros(1))[index]
+        begins, ends = (self.ends[index] - lengths), lengths.cumsum(0)
+        shift = (begins - (ends - lengths)).repeat_interleave(lengths)
+        return Column(present, vector, self.tokens[torch.arange(len(shift), device=shift.device) + shift], ends)
+
     def deviations(self) -> tuple[Tensor, Tensor | None]:
         """Return the standard deviation (D,) of every entry over the rows that have it, of vectors and of tokens."""
         tokens = None if self.tokens is None else self.tokens.std(dim=0, unbiased=False)
@@ -76,6 +86,10 @@ class EncodedRows:
         """Return some rows."""
         encoded = {name: column.rows(index) for name, column in self.columns.items()}
         return Encodings(encoded, {name: column.present[index] for name, column in self.columns.items()})
+
+    def take(self, index: Tensor) -> EncodedRows:
+        """Return some rows as encoded rows."""
+        return EncodedRows({name: column.take(index) for name, column in self.columns.items()})
 
     def noisy(self, strength: float, deviations: Mapping[str, tuple[Tensor, Tensor | None]], key: int) -> EncodedRows:
         r"""Return the rows with noise, :math:`x'_j = x_j + \epsilon_j`, :math:`\epsilon_j \sim N(0, (f \sigma_j)^2)`.

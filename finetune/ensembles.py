@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.loading import PropertyModel, load
 from finetune.prediction import Prediction
+from shards.batch import Batch
 from shards.errors import ConfigError
-from shards.schema import Sample
+from shards.schema import Sample, Strict
+
+if TYPE_CHECKING:
+    from finetune.featurizer import Featurizer
+    from finetune.heads.base import Head
+    from finetune.loading import PropertyModel
+    from finetune.predictor import Predictor
 
 How = Literal["mean", "median"]
 # of the row by which non-negative least squares learns that weights sum to one
 SUM_WEIGHT = 1e4
+# before the names of the first member's weights
+FIRST = "members.0."
+
+
+class EnsembleConfig(Strict):
+    """The ``[ensemble]`` of a recipe: all seeds (of all folds) of the best row are registered, as one predictor.
+
+    Attributes
+    ----------
+    how : str
+        ``mean`` or ``median`` of the members; see `combine`.
+    """
+
+    how: How = "mean"
 
 
 class Spread(NamedTuple):
@@ -162,6 +182,54 @@ def group_mean(prediction: Prediction, groups: Sequence[str]) -> tuple[Predictio
     return Prediction(value, std=variance.sqrt()), names
 
 
+class PredictorEnsemble(nn.Module):
+    """Predictors of one row, of other seeds or folds, used as one: stands where a `finetune.predictor.Predictor` does.
+
+    Parameters
+    ----------
+    members : sequence of Predictor
+        K of them, alike but for their weights.
+    how : str
+        See `combine`.
+    """
+
+    def __init__(self, members: Sequence[Predictor], how: How = "mean") -> None:
+        super().__init__()
+        self.members, self.how = nn.ModuleList(members), how
+
+    @property
+    def featurizer(self) -> Featurizer:
+        """That of the first member: with frozen encoders side by side, of every member."""
+        return cast("Predictor", self.members[0]).featurizer
+
+    @property
+    def head(self) -> Head:
+        """That of the first member."""
+        return cast("Predictor", self.members[0]).head
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Return predictions for B rows with the total standard deviation of the members."""
+        found = [cast("Predictor", member).predict(batch) for member in self.members]
+        importance = [member.importance for member in found if member.importance is not None]
+        combined = combine(found, self.how)
+        return combined._replace(importance=torch.stack(importance).mean(0)) if importance else combined
+
+
+def kept_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of a `PredictorEnsemble` in which what a member shares with the first is left out."""
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.startswith(FIRST) or not tensor.equal(weights[FIRST + name.split(".", 2)[2]])
+    }
+
+
+def of_every_member(weights: Mapping[str, Tensor], members: int) -> dict[str, Tensor]:
+    """Undo `kept_once`."""
+    first = {name.removeprefix(FIRST): tensor for name, tensor in weights.items() if name.startswith(FIRST)}
+    return {f"members.{i}.{name}": tensor for i in range(members) for name, tensor in first.items()} | dict(weights)
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """Predictors of the same targets, used as one.
@@ -195,6 +263,8 @@ class Ensemble:
     @classmethod
     def load(cls, uris: Sequence[str], how: How = "mean") -> Ensemble:
         """Load predictors by their URIs."""
+        from finetune.loading import PropertyModel, load
+
         members = [load(uri) for uri in uris]
         for uri, member in zip(uris, members, strict=True):
             if not isinstance(member, PropertyModel):

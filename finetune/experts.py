@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from finetune.featurizer import Encodings
 from finetune.freeze import freeze
 from finetune.gates import InputGate, NoisyTopKGate, StaticGate
+from pretrain.encoders.base import Encoded
 from shards.batch import Batch
 from shards.batch_rows import pick_rows
 from shards.errors import ConfigError
@@ -83,9 +85,12 @@ class Experts(nn.Module):
         Of the features.
     auxiliary : Tensor
         What the last forward pass adds to the loss; 0 before the first.
+    sources : list of dict
+        What is stored of the experts beside their weights; see `finetune.expert_sources.Source.table`.
     """
 
     auxiliary: Tensor
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,7 +102,7 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         count = len(featurizers)
-        _check(count, config, router)
+        check_gate(count, config, router)
         self.config = config
         self.experts = nn.ModuleList([freeze(expert) if frozen else expert for expert in featurizers])
         self.specs = _joined_specs(featurizers)
@@ -115,13 +120,35 @@ class Experts(nn.Module):
         }[config.gate]()
         self.width = each * config.heads * (count if config.aggregation == "concat" else 1)
         self.auxiliary = torch.zeros(())
+        self.sources: list[dict[str, Any]] = []
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the graph of the last forward pass out of copies, which could not be made with it."""
         return {**self.__dict__, "auxiliary": self.auxiliary.detach().clone()}
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return features (B, width); an expert runs on the rows alone that want it."""
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The experts, by the names under which `encode` gives their vectors."""
+        return {f"expert {number}": expert for number, expert in enumerate(self.experts)}
+
+    def encode(self, batch: Batch) -> Encodings:
+        """Return what EVERY expert makes of a batch: done once, a frozen mixture is trained in seconds."""
+        vectors = [expert(batch) for expert in self.experts]
+        there = torch.ones(len(batch.ids), dtype=torch.bool, device=vectors[0].device)
+        encoded = {name: Encoded(vector) for name, vector in zip(self.encoders, vectors, strict=True)}
+        return Encodings(encoded, dict.fromkeys(encoded, there))
+
+    def explained(self, batch: Batch) -> tuple[Tensor, None]:
+        """Return features, and nothing of modalities: experts are weighed, not these."""
+        return self(batch), None
+
+    def forward(self, batch: Batch | Encodings) -> Tensor:
+        """Return features (B, width); an expert runs on the rows alone that want it.
+
+        Of what `encode` gave, no expert runs.
+        """
+        if isinstance(batch, Encodings):
+            return self.combine([part.vector for part in batch.encoded.values()])
         rows = len(batch.ids)
         routed: dict[int, Tensor] = {}
 
@@ -225,7 +252,8 @@ def _joined_specs(experts: Sequence[nn.Module]) -> dict[str, ModalitySpec]:
     return joined
 
 
-def _check(count: int, config: ExpertsConfig, router: nn.Module | None) -> None:
+def check_gate(count: int, config: ExpertsConfig, router: nn.Module | None = None) -> None:
+    """Raise `ConfigError` where a gate cannot select among so many experts."""
     if count < 1:
         raise ConfigError("a mixture needs at least one expert")
     if config.k > count:

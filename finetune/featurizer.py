@@ -92,6 +92,17 @@ class Featurizer(nn.Module):
             return self.join(*self.encode(inputs)).vector[: len(inputs.ids)]
         return self.join(*inputs).vector
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the join looks at tokens, beside vectors."""
+        return self.join.reads_tokens
+
+    def explained(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return features (B, F) and what `importance` says of the same rows."""
+        encodings, rows = self.encode(batch), len(batch.ids)
+        shares = self.importance(encodings)
+        return self(encodings)[:rows], None if shares is None else shares[:rows]
+
     def importance(self, encodings: Encodings) -> Tensor | None:
         """Return the share (b, M) of every modality in the join, None where it has no weights.
 

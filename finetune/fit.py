@@ -67,6 +67,8 @@ class Schedule:
         Gets the epoch, after the network was put into training mode.
     consistency : Consistency, optional
         A term that compares a batch with its twin.
+    auxiliary : callable, optional
+        Returns what the network adds to the loss of the batch that it has just seen, or None.
     """
 
     groups: list[dict[str, Any]]
@@ -76,6 +78,7 @@ class Schedule:
     accumulate: int = 1
     begin_epoch: Callable[[int], None] | None = None
     consistency: Consistency | None = None
+    auxiliary: Callable[[], Tensor | None] | None = None
 
 
 def fit(
@@ -197,6 +200,9 @@ def _backward(
             loss = head.loss(raw, example.learned) * share
             if consistency is not None and other is not None:
                 loss = loss + strength * part * consistency.distance(head.task, raw, other)
+            added = None if schedule.auxiliary is None else schedule.auxiliary()
+            if added is not None:
+                loss = loss + added / len(examples)
             accelerator.backward(loss)
 
 

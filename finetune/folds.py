@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
-from sklearn.model_selection import StratifiedGroupKFold
 
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
-from shards.resplit import sample_infos
+from shards.resplit import modality_vectors, sample_infos
 from shards.splits import Division, SampleInfo, SplitPlan, group_split, make_split, units_of
 
 TRAIN, TEST = "train", "test"
@@ -84,7 +83,9 @@ def dataset_folds(
 
     See `make_folds`.
     """
-    infos = sample_infos(dataset, plan.split(seed=plan.seed, fractions={TRAIN: 0.9, TEST: 0.1}))
+    division = plan.split(seed=plan.seed, fractions={TRAIN: 0.9, TEST: 0.1})
+    infos = sample_infos(dataset, division)
+    vectors = modality_vectors(dataset, division) if vectors is None else vectors
     return make_folds(plan, infos if positions is None else [infos[int(i)] for i in positions], vectors)
 
 
@@ -180,6 +181,8 @@ def _random_parts(plan: FoldPlan, samples: Sequence[SampleInfo], seed: int) -> d
 def _stratified(
     label: str, folds: int, units: Mapping[str, str], samples: Sequence[SampleInfo], seed: int
 ) -> dict[str, list[str]]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     labels = {sample.id: sample.labels.get(label, np.nan) for sample in samples if sample.id in units}
     ids = sorted(labels)
     values = np.array([labels[i] for i in ids])

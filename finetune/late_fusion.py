@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
-from scipy.optimize import nnls
-from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
-from sklearn.linear_model import ElasticNet, Lasso
 
 from finetune.cross_validation import Model, OutOfFold, cross_validate, take
 from finetune.folds import Fold, FoldPlan, make_folds
@@ -308,6 +305,9 @@ def _fit(
 
 def _weights(options: LateFusionOptions, table: np.ndarray, targets: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Return (M,) weights of centred predictions (N, M)."""
+    from scipy.optimize import nnls
+    from sklearn.linear_model import ElasticNet, Lasso
+
     if options.method == "mean":
         return np.full(len(names), 1 / len(names))
     if options.method == "inverse_mse":
@@ -349,6 +349,8 @@ def _simplex(x: np.ndarray, y: np.ndarray, options: LateFusionOptions) -> np.nda
 
 
 def _stacking(options: LateFusionOptions, seed: int) -> Any:
+    from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
+
     if options.method == "random_forest":
         # leaves of a few rows: the branches are few, and their errors large beside what a leaf of one could tell
         return RandomForestRegressor(options.trees, min_samples_leaf=5, random_state=seed)

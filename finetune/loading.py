@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from finetune.materials import Material, read_material, several, to_known_sample
 from finetune.predicted import Predicted, Predictions
 from finetune.prediction import Prediction
-from finetune.predictor import PREDICTOR, Predictor, PredictorInfo, read_predictor
+from finetune.predictor import PREDICTOR, AnyPredictor, PredictorInfo, read_predictor
 from finetune.registry import resolve
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export
@@ -161,7 +161,7 @@ class PropertyModel(Loaded):
     """
 
     info: PredictorInfo
-    predictor: Predictor
+    predictor: AnyPredictor
     specs: Mapping[str, ModalitySpec]
     as_evaluated: Augmenter
     source: Path | None = None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import safetensors.torch
 import torch
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from finetune.adapt.base import ADAPTATIONS, Adaptation
+from finetune.ensembles import How, PredictorEnsemble, kept_once, of_every_member
 from finetune.featurizer import Encodings, Featurizer, MakeJoin, SideBySide, fusion_join
 from finetune.heads.base import HEADS, Head
 from finetune.prediction import Prediction
@@ -27,7 +28,9 @@ from shards.plugins import Options
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
 
-PREDICTOR = "predictor.json"
+PREDICTOR, EXPERTS = "predictor.json", "experts.json"
+# of an ensemble: a description that was tampered with must not fill the memory
+MOST_MEMBERS = 1000
 
 
 class Predictor(nn.Module):
@@ -35,8 +38,10 @@ class Predictor(nn.Module):
 
     Parameters
     ----------
-    featurizer, head : Featurizer, Head
-        From a batch to features, from features to raw outputs.
+    featurizer : Featurizer
+        From a batch to features; a mixture of `finetune.experts.Experts` stands in its place.
+    head : Head
+        From features to raw outputs.
     delta : tuple of str
         Labels, one a target, to which the head's predictions are added; empty: none.
     """
@@ -52,12 +57,10 @@ class Predictor(nn.Module):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         """Return predictions for B rows in the targets' units; ``delta`` must be among the labels of the batch."""
-        encodings = self.featurizer.encode(batch)
-        rows = len(batch.ids) // self.head.partners
-        prediction = self.head.predict(self(encodings)[:rows])
-        importance = self.featurizer.importance(encodings)
+        features, importance = self.featurizer.explained(batch)
+        prediction = self.head.predict(self.head(self.together(features)))
         if importance is not None:
-            prediction = prediction._replace(importance=self._shared(importance)[:rows])
+            prediction = prediction._replace(importance=self._shared(importance))
         return prediction.shifted(self._known_part(batch)) if self.delta else prediction
 
     def together(self, rows: Tensor) -> Tensor:
@@ -83,6 +86,9 @@ class Predictor(nn.Module):
             why=f"the predictor learned what is to be added to {', '.join(self.delta)}",
             do="give materials with these labels",
         )
+
+
+AnyPredictor = Predictor | PredictorEnsemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,11 @@ class PredictorInfo:
     start : str, optional
         The predictor of another property that it started from.
     calibration : dict, optional
-        What `finetune.calibration.Calibration` found on the validation part.
+        What `finetune.calibration.Calibration` found on the validation part, or out of fold.
+    members : int
+        Of an ensemble: predictors alike but for their weights.
+    how : str
+        How they are combined; see `finetune.ensembles.combine`.
     """
 
     targets: tuple[str, ...]
@@ -130,6 +140,8 @@ class PredictorInfo:
     delta: tuple[str, ...] = ()
     start: str | None = None
     calibration: dict[str, Any] | None = None
+    members: int = 1
+    how: How = "mean"
 
 
 def build_featurizer(
@@ -158,8 +170,15 @@ def build_predictor(
     fusion: Mapping[str, Any] | None = None,
     delta: tuple[str, ...] = (),
     pretrained: bool,
+    experts: Sequence[Mapping[str, Any]] | None = None,
 ) -> Predictor:
-    """Return a new predictor over a pretrained model, before its adaptation inserts or freezes anything."""
+    """Return a new predictor over a pretrained model, before its adaptation inserts or freezes anything.
+
+    ``experts``: what a stored mixture says of its experts, which are otherwise loaded by their URIs.
+    """
+    if adaptation.own_encoders:
+        mixture = cast(Featurizer, adaptation.encoders_of(modalities, experts))
+        return Predictor(mixture, build_head(head, mixture.width, targets), delta)
     own = adaptation.join()
     if own is not None and fusion is not None:
         raise ConfigError(
@@ -170,52 +189,83 @@ def build_predictor(
     return Predictor(featurizer, build_head(head, featurizer.width, targets), delta)
 
 
-def write_predictor(folder: Path, predictor: Predictor, export: Export, info: PredictorInfo) -> None:
+def write_predictor(
+    folder: Path, predictor: Predictor | PredictorEnsemble, export: Export, info: PredictorInfo
+) -> None:
     """Write a sealed predictor: the weights it uses, the pretrained model's recipe, and its own description."""
     kept = set(info.modalities)
+    weights = contiguous(predictor.state_dict())
     with sealing(folder) as stage:
-        safetensors.torch.save_file(contiguous(predictor.state_dict()), stage / WEIGHTS)
+        safetensors.torch.save_file(weights if info.members == 1 else kept_once(weights), stage / WEIGHTS)
         write_json(stage / RECIPE, export.recipe.resolved())
         specs = {name: spec.model_dump(mode="json") for name, spec in export.specs.items()}
         write_json(stage / SCHEMA, specs)
         write_json(stage / FITTED, {name: values for name, values in export.fitted.items() if name in kept})
         write_json(stage / PREDICTOR, vars(info))
+        sources = getattr(predictor.featurizer, "sources", None)
+        if sources is not None:
+            write_json(stage / EXPERTS, {"experts": sources})
         (stage / CARD).write_text(model_card(info))
 
 
-def read_predictor(folder: Path) -> tuple[Predictor, PredictorInfo, Export]:
+def read_predictor(folder: Path) -> tuple[AnyPredictor, PredictorInfo, Export]:
     """Verify a stored predictor, then build it in evaluation mode; the export is that of its model, without weights."""
     verify(folder, error=CheckpointError)
+    mixed = (EXPERTS,) if (folder / EXPERTS).exists() else ()
     try:
-        tables = read_tables_of(folder, (RECIPE, SCHEMA, FITTED, PREDICTOR))
-        stored = tables[PREDICTOR]
-        stored.update({name: tuple(stored.get(name, ())) for name in ("targets", "modalities", "delta")})
-        info = PredictorInfo(**stored)
+        tables = read_tables_of(folder, (RECIPE, SCHEMA, FITTED, PREDICTOR, *mixed))
+        info = stored_info(tables[PREDICTOR])
         specs = {name: ModalitySpec.model_validate(spec) for name, spec in tables[SCHEMA].items()}
         weights = safetensors.torch.load_file(folder / WEIGHTS)
+        experts = list(tables[EXPERTS]["experts"]) if mixed else None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError("this is no predictor of matloom", where=folder, why=str(error)) from None
     recipe = parse_recipe(tables[RECIPE], where=str(folder / RECIPE))
     export = Export(recipe=recipe, specs=specs, fitted=with_weights(tables[FITTED]), metrics={}, weights={})
-    adaptation: Adaptation = ADAPTATIONS.options(info.adaptation)
-    predictor = build_predictor(
-        export,
-        info.modalities,
-        HEADS.options(info.head),
-        info.targets,
-        adaptation=adaptation,
-        fusion=info.fusion,
-        delta=info.delta,
-        pretrained=False,
-    )
-    adaptation.insert(predictor, stored=True)
+    predictor: AnyPredictor = unfilled(info, export, experts)
     # as it was called before there were several joins
     weights = {name.replace("featurizer.missing.", "featurizer.join.missing."): w for name, w in weights.items()}
+    if info.members > 1:
+        predictor = PredictorEnsemble([unfilled(info, export, experts) for _ in range(info.members)], info.how)
+        weights = of_every_member(weights, info.members)
     try:
         predictor.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError("the weights do not fit the recipe", where=folder, why=str(error)) from None
     return predictor.eval(), info, export
+
+
+def stored_info(table: Mapping[str, Any]) -> PredictorInfo:
+    """Return what a predictor's JSON says; raise `ValueError` or `TypeError` where it is none."""
+    info = PredictorInfo(
+        **{**table, **{name: tuple(table.get(name, ())) for name in ("targets", "modalities", "delta")}}
+    )
+    if not isinstance(info.members, int) or not 1 <= info.members <= MOST_MEMBERS or info.how not in get_args(How):
+        raise ValueError(f"an ensemble of {info.members!r} members by {info.how!r}")
+    return info
+
+
+def unfilled(info: PredictorInfo, export: Export, experts: Sequence[Mapping[str, Any]] | None = None) -> Predictor:
+    """Return a predictor as it is stored, before it gets its weights."""
+    adaptation: Adaptation = ADAPTATIONS.options(info.adaptation)
+    if adaptation.own_encoders and experts is None:
+        raise CheckpointError("a mixture of experts is stored without its experts", why=f"there is no {EXPERTS}")
+    try:
+        predictor = build_predictor(
+            export,
+            info.modalities,
+            HEADS.options(info.head),
+            info.targets,
+            adaptation=adaptation,
+            fusion=info.fusion,
+            delta=info.delta,
+            pretrained=False,
+            experts=experts,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError("no predictor can be built from this description", why=repr(error)) from None
+    adaptation.insert(predictor, stored=True)
+    return predictor
 
 
 def build_head(options: Options, width: int, targets: tuple[str, ...]) -> Head:
@@ -236,6 +286,8 @@ def model_card(info: PredictorInfo) -> str:
         f"- training: {info.strategy}, adaptation `{json.dumps(info.adaptation)}`",
         f"- join of the encoders: {joined}; head `{info.head['kind']}`",
     ]
+    if info.members > 1:
+        lines.append(f"- an ensemble: the {info.how} of {info.members} members")
     if info.start:
         lines.append(f"- started from the predictor `{info.start}`")
     if info.delta:
@@ -244,7 +296,12 @@ def model_card(info: PredictorInfo) -> str:
         lines.append("- no calibrated intervals")
     else:
         what = "probabilities" if info.task != "regression" else f"intervals, for {info.calibration['level']:.0%},"
-        lines.append(f"- {what} calibrated on the validation part (`{info.calibration['score']}`)")
+        rows = (
+            "out-of-fold predictions"
+            if any(name.startswith("fold_") for name in info.metrics)
+            else "the validation part"
+        )
+        lines.append(f"- {what} calibrated on {rows} (`{info.calibration['score']}`)")
     lines += ["", "| metric | value |", "|---|---|"]
     lines += [f"| {name} | {value:.4f} |" for name, value in sorted(info.metrics.items())]
     lines += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from finetune.adapt.base import Adaptation
 from finetune.config import FinetuneRecipe, RowConfig
+from finetune.cross_validation import take
 from finetune.data import PARTS, TRAIN, TargetData
 from finetune.descriptors import descriptors_of
 from finetune.encodings import EncodedRows
@@ -21,6 +23,7 @@ from finetune.estimators.several import fit_targets
 from finetune.featurizer import Featurizer, SideBySide
 from finetune.fit import Batches, Schedule, fit, predict
 from finetune.freeze import freeze
+from finetune.late_rows import LateFusionRow
 from finetune.metrics import evaluate
 from finetune.predictor import Predictor, build_featurizer, build_predictor, read_predictor
 from finetune.registry import resolve
@@ -61,7 +64,9 @@ class RowFitter:
     def fit(self, row: RowConfig, seed: int) -> Outcome:
         """Fit a row with one seed."""
         plan = row.plan()
-        return self._estimated(row, plan, seed) if isinstance(plan, Estimator) else self._trained(row, plan, seed)
+        if isinstance(plan, Adaptation):
+            return self._trained(row, plan, seed)
+        return self._estimated(row, plan, seed) if isinstance(plan, Estimator) else self._fused(row, plan, seed)
 
     def _trained(self, row: RowConfig, adaptation: Adaptation, seed: int) -> Outcome:
         set_seed(seed)
@@ -80,6 +85,7 @@ class RowFitter:
             accumulate=optim.accumulate,
             begin_epoch=partial(adaptation.begin_epoch, predictor),
             consistency=self.recipe.consistency,
+            auxiliary=partial(adaptation.auxiliary, predictor),
         )
         validation = fit(
             predictor, predictor.head, batches["train"], batches["val"], schedule=schedule, accelerator=self.accelerator
@@ -117,9 +123,11 @@ class RowFitter:
             train = streamed(part=TRAIN, chosen=chosen, augments=augments, twins=twins)
             return {TRAIN: train, **{part: streamed(part=part) for part in PARTS[1:]}}, None
         featurizer = predictor.featurizer
-        encoded = self.data.encoded(featurizer, row.modalities, row.start)
+        # whose encoders they are, where not those of the recipe's model
+        whose = str(adaptation) if adaptation.own_encoders else row.start
+        encoded = self.data.encoded(featurizer, row.modalities, whose)
         features = None
-        if isinstance(featurizer.join, SideBySide):
+        if not adaptation.own_encoders and isinstance(featurizer.join, SideBySide):
             materials = features_of(featurizer, encoded[TRAIN])
             features = predictor.together(materials[self.data.places(TRAIN, chosen)])
         batches = {part: self.data.cached(encoded, part, seed) for part in PARTS[1:]}
@@ -151,9 +159,29 @@ class RowFitter:
             task=self.task,
             seed=seed,
         )
-        predicted = {
-            part: fitted.predict(features[part]).value + self.data.parts[part].offset.nan_to_num() for part in PARTS[1:]
-        }
+        return self._outcome({part: fitted.predict(features[part]).value for part in PARTS[1:]})
+
+    def _fused(self, row: RowConfig, plan: LateFusionRow, seed: int) -> Outcome:
+        """Fit a branch to each modality, and their weights to out-of-fold predictions within the training part."""
+        chosen, groups = self.data.training(row.label_fraction, seed), self.data.groups()
+        branches: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+        for name in row.modalities:
+            featurizer = freeze(build_featurizer(self.export, [name], pretrained=True))
+            for part, rows in self.data.encoded(featurizer, (name,)).items():
+                absent = ~rows.columns[name].present.cpu()
+                branches[part][name] = features_of(featurizer, rows).masked_fill(absent[:, None], nan).numpy()
+        fitted = plan.fit(
+            take(branches[TRAIN], chosen.numpy()),
+            self.data.parts[TRAIN].learned[chosen].numpy(),
+            groups=[groups[int(i)] for i in self.data.parts[TRAIN].positions[chosen.numpy()]],
+            task=self.task,
+            seed=seed,
+        )
+        return self._outcome({part: plan.predict(fitted, branches[part], task=self.task) for part in PARTS[1:]})
+
+    def _outcome(self, learned: dict[str, Tensor]) -> Outcome:
+        """Return the outcome of what an estimator says of the parts that it was not fitted to."""
+        predicted = {part: values + self.data.parts[part].offset.nan_to_num() for part, values in learned.items()}
         validation = evaluate(self.task, predicted["val"], self.data.parts["val"].targets)
         return Outcome(validation, predicted["test"], self.data.parts["test"].targets)
 
@@ -177,7 +205,9 @@ def transfer(predictor: Predictor, uri: str) -> None:
     ConfigError
         Where the other predictor has other encoders, modalities or another join.
     """
-    other, _, _ = read_predictor(resolve(uri))
+    other, info, _ = read_predictor(resolve(uri))
+    if info.members > 1:
+        raise ConfigError(f"'{uri}' is an ensemble", where="rows.*.start", why="there is no one member to start from")
     try:
         predictor.featurizer.load_state_dict(other.featurizer.state_dict())
     except RuntimeError as error:

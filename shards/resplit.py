@@ -42,7 +42,7 @@ def add_split(folder: Path, name: str, plan: SplitPlan) -> Split:
     """
 
     def split(dataset: Dataset) -> Split:
-        return make_split(plan, sample_infos(dataset, plan), _vectors(dataset, plan))
+        return make_split(plan, sample_infos(dataset, plan), modality_vectors(dataset, plan))
 
     return publish_split(folder, name, split)
 
@@ -76,7 +76,7 @@ def sample_infos(dataset: Dataset, plan: SplitPlan) -> list[SampleInfo]:
     return result
 
 
-def _vectors(dataset: Dataset, plan: SplitPlan) -> dict[str, np.ndarray] | None:
+def modality_vectors(dataset: Dataset, plan: SplitPlan) -> dict[str, np.ndarray] | None:
     """Return the modality that the plan clusters by, each sample's arrays as one row."""
     if plan.modality is None:
         return None

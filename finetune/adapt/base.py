@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from shards.plugins import Options, Registry
 
@@ -30,10 +30,20 @@ class Adaptation(Options):
         Whether the encoders start from the pretrained weights.
     cached : bool
         Whether the encoders never change, so that their outputs are computed once and training takes seconds.
+    own_encoders : bool
+        Whether `encoders_of` stands in place of the encoders of the recipe's model.
     """
 
     pretrained: ClassVar[bool] = True
     cached: ClassVar[bool] = False
+    own_encoders: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raise `ConfigError` where the options do not go together."""
+
+    def encoders_of(self, modalities: Sequence[str], stored: Sequence[Mapping[str, Any]] | None = None) -> nn.Module:
+        """Return encoders and join of an adaptation that brings its own; ``stored``: what a predictor says of them."""
+        raise NotImplementedError
 
     def join(self) -> MakeJoin | None:
         """Return the join of the encoders' outputs, where the adaptation brings its own."""
@@ -52,6 +62,10 @@ class Adaptation(Options):
 
     def begin_epoch(self, predictor: Predictor, epoch: int) -> None:
         """Unfreeze what is due (staged unfreezing); run after the predictor was put into training mode."""
+
+    def auxiliary(self, predictor: Predictor) -> Tensor | None:
+        """Return what the last forward pass adds to the loss, None for nothing."""
+        return None
 
     def settle(self, predictor: Predictor) -> None:
         """Fold into the weights what need not stay apart from them, in place."""
@@ -79,5 +93,6 @@ ADAPTATIONS: Registry[type[Adaptation]] = Registry(
         "bitfit": "finetune.adapt.bitfit",
         "scale_shift": "finetune.adapt.scale_shift",
         "attentive": "finetune.adapt.attentive",
+        "experts": "finetune.adapt.experts",
     },
 )
