@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from finetune.prediction import Prediction
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
 from shards.schema import Strict
 
 Task = Literal["regression", "classification", "multiclass"]
-Score = Literal["absolute", "normalised", "quantile", "temperature"]
+Score = Literal["absolute", "normalised", "quantile", "probability", "temperature"]
 # natural logarithms of the temperatures that are tried: a twentieth to twenty
 TEMPERATURES = (-3.0, 3.0)
 
@@ -24,24 +24,25 @@ class Calibration(Strict):
 
     Numbers get split-conformal intervals (Papadopoulos et al., ECML 2002; Lei et al., JASA 113 (2018) 1094): with
     rows that are exchangeable with those of the fit, the truth lies in the interval with a probability of at least
-    ``level``, whatever the predictor is worth. Under shift nothing is promised. Classes get temperature scaling (Guo
-    et al., ICML 2017), which changes no decision and no order.
+    ``level``, whatever the predictor is worth. Under shift nothing is promised. Classes get sets with the same promise,
+    of all classes that are likely enough (LAC: Sadinle, Lei and Wasserman, JASA 114 (2019) 223), and temperature
+    scaling (Guo et al., ICML 2017), which changes no decision and no order of classes.
 
     Attributes
     ----------
     task : str
         See `finetune.heads.base.Head`.
     level : float
-        Probability with which an interval is to hold the truth.
+        Probability with which an interval, or a set of classes, is to hold the truth.
     score : str
         What was ranked: ``absolute`` error (every interval has one width), error ``normalised`` by the head's standard
-        deviation, how far the truth is outside the head's ``quantile`` interval (Romano et al., NeurIPS 2019), or
-        nothing (``temperature``).
+        deviation, how far the truth is outside the head's ``quantile`` interval (Romano et al., NeurIPS 2019), how far
+        the ``probability`` of the true class is from 1, or nothing (``temperature``; stored before there were sets).
     rows : tuple of int
         Rows with a known target.
     quantile : tuple of float or None
         The finite-sample quantile of the scores. None where it would take more rows than there were: the interval
-        is infinite then.
+        is infinite then, and every class in the set.
     factor : tuple of float
         By which standard deviations are multiplied: a with a^2 = mean z^2 (Laves et al., MIDL 2020).
     floor : tuple of float
@@ -81,9 +82,19 @@ class Calibration(Strict):
         known = ~targets.isnan()
         rows = tuple(int(count) for count in known.sum(0))
         if task != "regression":
-            logits = _logits(prediction, task)
-            found = [_temperature(logits[here, i], targets[here, i]) for i, here in enumerate(known.T)]
-            return cls(task=task, level=level, score="temperature", rows=rows, temperature=tuple(found))
+            logits, unlikely = _logits(prediction, task), _unlikely(prediction, task)
+            _check_classes(targets[known], logits.shape[2])
+            true = targets.nan_to_num().long()[:, :, None]
+            scores = unlikely.gather(2, true)[:, :, 0]
+            found = [(i, here, logits[here, i], targets[here, i]) for i, here in enumerate(known.T)]
+            return cls(
+                task=task,
+                level=level,
+                score="probability",
+                rows=rows,
+                quantile=tuple(conformal_quantile(scores[here, i], level) for i, here, _, _ in found),
+                temperature=tuple(_temperature(mine, classes) for _, _, mine, classes in found),
+            )
         score = _score_of(prediction, known)
         scores, std = _scores(score, prediction, targets), prediction.std
         columns = list(enumerate(known.T))
@@ -97,14 +108,16 @@ class Calibration(Strict):
         )
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """Return a prediction (not yet calibrated) with intervals and standard deviations, or probabilities, set right.
+        """Return a prediction (not yet calibrated) with intervals and standard deviations set right.
+
+        Of classes, with sets, and probabilities set right.
 
         Raises
         ------
         ConfigError
             Where the calibration was fitted to a predictor of another form.
         """
-        if self.score == "temperature":
+        if self.task != "regression":
             return self._cooled(prediction)
         if prediction.value.shape[1] != len(self.rows):
             raise ConfigError(
@@ -136,6 +149,11 @@ class Calibration(Strict):
         logits = _logits(prediction, self.task)
         if logits.shape[1] != len(self.rows):
             raise ConfigError(f"the calibration is of {len(self.rows)} targets, not {logits.shape[1]}")
+        if self.quantile:
+            # of the probabilities as they were said: with a temperature that was fitted to the same rows, these would
+            # no longer be exchangeable with others
+            most = logits.new_tensor([inf if q is None else q for q in self.quantile])
+            prediction = prediction._replace(sets=_unlikely(prediction, self.task) <= most[:, None])
         cooled = torch.softmax(logits / logits.new_tensor(self.temperature)[:, None], dim=2)
         if self.task == "multiclass":
             return prediction._replace(probabilities=cooled[:, 0].to(prediction.value.dtype))
@@ -188,6 +206,24 @@ def _logits(prediction: Prediction, task: Task) -> Tensor:
     # float32 rounds what is nearer to 1 than 6e-8
     logit = prediction.value.double().logit(eps=1e-7)
     return torch.stack([torch.zeros_like(logit), logit], dim=2)
+
+
+def _unlikely(prediction: Prediction, task: Task) -> Tensor:
+    """Return one minus the probability (N, T, C) of each class, in float64."""
+    if task == "multiclass":
+        assert prediction.probabilities is not None
+        return 1 - prediction.probabilities.double()[:, None]
+    one = prediction.value.double()
+    return torch.stack([one, 1 - one], dim=2)
+
+
+def _check_classes(classes: Tensor, count: int) -> None:
+    odd = (classes != classes.round()) | (classes < 0) | (classes >= count)
+    if odd.any():
+        raise DataError(
+            f"the calibration rows hold {classes[odd][0]:g}, which is no class",
+            why=f"the predictor knows {count} classes, numbered from 0",
+        )
 
 
 def _temperature(logits: Tensor, classes: Tensor) -> float:

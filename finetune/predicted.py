@@ -35,6 +35,9 @@ class Predicted:
         Ends of the interval that holds the truth with the probability for which the predictor was calibrated.
     probability : float or tuple of float, optional
         Of class 1, or of each class.
+    classes : tuple of int, optional
+        The set of classes that holds the true one with the probability for which the predictor was calibrated. It may
+        be empty: no class is likely enough.
     importance : dict of str to float
         Share of every modality in the fusion, where the fusion tells.
     """
@@ -46,6 +49,7 @@ class Predicted:
     lower: float | None = None
     upper: float | None = None
     probability: float | tuple[float, ...] | None = None
+    classes: tuple[int, ...] | None = None
     importance: Mapping[str, float]
 
     def __float__(self) -> float:
@@ -61,7 +65,8 @@ class Predicted:
         digits = max(0, 1 - int(np.floor(np.log10(self.std)))) if self.std and np.isfinite(self.std) else None
         shown = f"{self.value:.4g}" if digits is None else f"{self.value:.{digits}f} +- {self.std:.{digits}f}"
         interval = "" if self.lower is None or self.upper is None else f" [{self.lower:.4g}, {self.upper:.4g}]"
-        return f"{shown}{interval} {self.unit}".rstrip()
+        classes = "" if self.classes is None else f" {{{', '.join(map(str, self.classes))}}}"
+        return f"{shown}{interval}{classes} {self.unit}".rstrip()
 
     __repr__ = __str__
 
@@ -134,6 +139,7 @@ class Predictions(Sequence[Any]):
         probability: float | tuple[float, ...] | None = value if self.info.task == "classification" else None
         if p.probabilities is not None:
             probability = tuple(p.probabilities[row].tolist())
+        classes = None if p.sets is None else tuple(p.sets[row, target].nonzero().squeeze(1).tolist())
         shares = [] if p.importance is None else p.importance[row].tolist()
         return Predicted(
             name=name,
@@ -143,6 +149,7 @@ class Predictions(Sequence[Any]):
             lower=lower,
             upper=upper,
             probability=probability,
+            classes=classes,
             importance=dict(zip(self.info.modalities, shares, strict=bool(shares))),
         )
 
@@ -158,6 +165,9 @@ class Predictions(Sequence[Any]):
             for suffix, part in (("", p.value), ("_std", p.std), ("_lower", p.lower), ("_upper", p.upper)):
                 if part is not None:
                     table[f"{name}{suffix}"] = part[:, target].numpy()
+            if p.sets is not None:
+                for number, column in enumerate(p.sets[:, target].T):
+                    table[f"{name}_in_set_{number}"] = column.numpy()
         if p.probabilities is not None:
             for number, column in enumerate(p.probabilities.T):
                 table[f"probability_{number}"] = column.numpy()

@@ -23,6 +23,9 @@ class Prediction(NamedTuple):
         (B, T) ends of an interval that holds the truth with the probability for which it was calibrated.
     probabilities : Tensor, optional
         (B, C) of the classes of a ``multiclass`` target.
+    sets : Tensor, optional
+        (B, T, C) bool: which classes are in the set that holds the true one with the probability for which the
+        predictor was calibrated; C is 2 for ``classification``.
     importance : Tensor, optional
         (B, M) share of every modality in the fusion, in the order of the predictor's modalities.
     """
@@ -32,6 +35,7 @@ class Prediction(NamedTuple):
     lower: Tensor | None = None
     upper: Tensor | None = None
     probabilities: Tensor | None = None
+    sets: Tensor | None = None
     importance: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:

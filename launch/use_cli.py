@@ -180,6 +180,8 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         return [(f"{key}_{name}", share) for name, share in value.items()]
+    if key == "classes":
+        return [(key, " ".join(map(str, value)))]
     if isinstance(value, tuple):
         return [(f"{key}_{number}", part) for number, part in enumerate(value)]
     return [(key, value)]

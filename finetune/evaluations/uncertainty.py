@@ -25,12 +25,12 @@ CALIBRATED_ON = "val"
 
 @EVALUATIONS.register("uncertainty")
 class Uncertainty(Evaluation):
-    """Coverage of intervals, calibration, and what is gained by leaving the uncertain rows aside.
+    """Coverage of intervals and sets of classes, calibration, and what is gained by leaving uncertain rows aside.
 
     Attributes
     ----------
     level : float
-        Of the intervals that are shown row by row.
+        Of the intervals or sets of classes that are shown row by row.
     levels : tuple of float
         Of which the coverage is measured.
     members : tuple of str
@@ -65,12 +65,12 @@ class Uncertainty(Evaluation):
         )
         levels = tuple(sorted({*self.levels, self.level}))
         numbers = stated.task == "regression"
-        found = numbers_found(stated, levels, self.level) if numbers else classes_found(stated)
+        found = (numbers_found if numbers else classes_found)(stated, levels, self.level)
         if len(members[1]) > 1 and numbers:
             found = found.joined(_ensemble(model.info.targets, members[1], tested.targets))
         return Findings(
             title=f"Uncertainty on part '{subject.part}' of split '{subject.split}'",
-            text=self._text(subject, found, numbers),
+            text=self._text(subject, found),
             values=found.values,
             tables=found.tables,
             plots=found.plots,
@@ -93,7 +93,7 @@ class Uncertainty(Evaluation):
         others = Ensemble.load(self.members).members if self.members else ()
         return Ensemble((model, *others)).predictions(rows.samples)
 
-    def _text(self, subject: Subject, found: Found, numbers: bool) -> str:
+    def _text(self, subject: Subject, found: Found) -> str:
         source = "the head"
         if self.members:
             source = f"{len(self.members) + 1} predictors"
@@ -102,14 +102,10 @@ class Uncertainty(Evaluation):
         return (
             f"The uncertainty is that of {source}. Everything is calibrated on part '{CALIBRATED_ON}', by which the "
             f"predictor was chosen too, and measured on '{subject.part}'. {found.text}"
-            + (
-                " Conformal intervals hold their level for rows that are exchangeable with those of the calibration; a "
-                "split by groups or by values is a shift, under which coverage is measured, not promised: where it is "
-                "outside of low .. high, rows of the two parts are not alike (or the choice by the validation part "
-                "shows)."
-                if numbers
-                else ""
-            )
+            " Conformal intervals and sets hold their level for rows that are exchangeable with those of the "
+            "calibration; a split by groups or by values is a shift, under which coverage is measured, not promised: "
+            "where it is outside of low .. high, rows of the two parts are not alike (or the choice by the validation "
+            "part shows)."
         )
 
 

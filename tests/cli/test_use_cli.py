@@ -116,6 +116,24 @@ def test_json_and_csv_say_what_python_says() -> None:
     assert [row["unit"] for row in table] == ["eV", "GPa"] * 2
 
 
+def test_a_class_comes_with_the_set_that_holds_it(tmp_path: Path) -> None:
+    export, options = read_export(Path("foundation")), HEADS.options({"kind": "multiclass", "classes": 3})
+    calibration = {"task": "multiclass", "score": "probability", "rows": [50], "quantile": [0.7], "temperature": [1.0]}
+    info = PredictorInfo(
+        targets=("crystal_system",), task="multiclass", modalities=("crystal",), head=options.model_dump(mode="json"),
+        foundation="", foundation_seal="0", strategy="frozen", metrics={}, calibration=calibration,
+    )  # fmt: skip
+    featurizer = build_featurizer(export, info.modalities, pretrained=True)
+    head = build_head(options, featurizer.width, info.targets)
+    write_predictor(tmp_path / "c", Predictor(featurizer, head), export, info)
+    (row,) = json.loads(matloom("predict", tmp_path / "c", "cifs/1.cif", "--json"))
+    expected = [number for number, share in enumerate(row["probability"]) if 1 - share <= 0.7]
+    assert 0 < len(expected) < 3 and row["classes"] == expected
+    (line,) = csv.DictReader(io.StringIO(matloom("predict", tmp_path / "c", "cifs/1.cif", "--csv")))
+    assert line["classes"] == " ".join(map(str, expected)) and "probability_2" in line
+    assert matloom("predict", tmp_path / "c", "cifs/1.cif").endswith(f" {{{', '.join(map(str, expected))}}}\n")
+
+
 def test_a_folder_streams_into_parquet_and_goes_on() -> None:
     (Path("cifs") / "broken.cif").write_text("data_x\nnothing\n")
     done = json.loads(matloom("predict", "p", "--data", "cifs", "--out", "out", "--part-size", 3, "--json"))

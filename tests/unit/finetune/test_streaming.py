@@ -35,17 +35,19 @@ OPTIONS = {"kind": "regression", "hidden": 8}
 SIZES = {"part_size": 8, "batch_size": 3}
 
 
-def written(export_folder: Path, folder: Path, seed: int = 0) -> PropertyModel:
+def written(
+    export_folder: Path, folder: Path, seed: int = 0, head: dict[str, Any] = OPTIONS, **more: Any
+) -> PropertyModel:
     """A predictor of random weights, written and loaded."""
     export = read_export(export_folder)
     info = PredictorInfo(
-        targets=("gap_ev",), task="regression", modalities=("a", "b"), head=OPTIONS, foundation="models:/toy@champion",
-        foundation_seal="0", strategy="frozen", metrics={"val_mae": 0.5},
+        targets=("gap_ev",), modalities=("a", "b"), head=head, foundation="models:/toy@champion",
+        foundation_seal="0", strategy="frozen", metrics={"val_mae": 0.5}, **{"task": "regression", **more},
     )  # fmt: skip
     torch.manual_seed(seed)
     featurizer = build_featurizer(export, info.modalities, pretrained=True)
-    head = build_head(HEADS.options(OPTIONS), featurizer.width, info.targets)
-    write_predictor(folder, Predictor(featurizer, head), export, info)
+    made = build_head(HEADS.options(head), featurizer.width, info.targets)
+    write_predictor(folder, Predictor(featurizer, made), export, info)
     model = load(str(folder))
     assert isinstance(model, PropertyModel)
     return model

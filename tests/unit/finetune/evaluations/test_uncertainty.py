@@ -140,13 +140,45 @@ def test_overconfident_classes(task: str) -> None:
         Stated(
             names=("kind",), task=task, held=held, held_targets=held_targets, tested=tested, targets=targets,
             ids=[str(i) for i in range(4000)],
-        )
+        ),
+        (0.5, 0.9), 0.9,
     )  # fmt: skip
     before, after = found.tables["calibration"]
     assert before["temperature"] == pytest.approx(3, rel=0.15)
     assert before["ece"] > 0.1 > 0.04 > after["ece"]
     assert after["nll"] < before["nll"] and after["brier"] < before["brier"]
     assert found.values["kind/aurc"] < 0.8 * found.values["kind/aurc_random"]
+    for row, level in zip(found.tables["sets"], (0.5, 0.9), strict=True):
+        assert row["level"] == level and row["low"] < row["coverage"] < row["high"]
+        mine = [line for line in found.tables["sets_by_class"] if line["level"] == level]
+        assert len(mine) == (3 if task == "multiclass" else 2) and sum(line["rows"] for line in mine) == 4000
+        assert sum(line["rows"] * line["coverage"] for line in mine) == pytest.approx(4000 * row["coverage"])
+    few, most = found.tables["sets"]
+    assert few["mean_size"] < 1 < most["mean_size"] and few["empty"] > 0.2 > 0 == most["empty"]
+    assert found.values["kind/set_mean_size_90"] == most["mean_size"]
+    listed = [set(line["set"].split()) for line in found.tables["rows"]]
+    assert np.mean([len(one) for one in listed]) == pytest.approx(most["mean_size"])
+    inside = [str(line["truth"]) in one for line, one in zip(found.tables["rows"], listed, strict=True)]
+    assert np.mean(inside) == pytest.approx(most["coverage"])
+
+
+def test_a_rare_class_may_be_covered_less_than_is_promised_for_all() -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def part() -> tuple[Prediction, Tensor]:
+        truth = (torch.rand(4000, 1, generator=draw) < 0.05).float()
+        return Prediction((truth * 1.5 - 3 + torch.randn(4000, 1, generator=draw)).sigmoid()), truth
+
+    (held, held_targets), (tested, targets) = part(), part()
+    made = Stated(
+        names=("kind",), task="classification", held=held, held_targets=held_targets, tested=tested, targets=targets,
+        ids=[str(i) for i in range(4000)],
+    )  # fmt: skip
+    found = classes_found(made, (0.9,), 0.9)
+    common, rare = found.tables["sets_by_class"]
+    (every,) = found.tables["sets"]
+    assert every["low"] <= every["coverage"] <= every["high"]
+    assert rare["rows"] < 300 and rare["coverage"] < 0.3 < 0.9 < common["coverage"]
 
 
 class Knowing(nn.Module):
