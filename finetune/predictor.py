@@ -295,7 +295,8 @@ def model_card(info: PredictorInfo) -> str:
     if info.calibration is None:
         lines.append("- no calibrated intervals")
     else:
-        what = "probabilities" if info.task != "regression" else f"intervals, for {info.calibration['level']:.0%},"
+        what = "intervals" if info.task == "regression" else "probabilities and sets of classes"
+        what = f"{what}, for {info.calibration['level']:.0%}," if info.calibration.get("quantile") else "probabilities"
         rows = (
             "out-of-fold predictions"
             if any(name.startswith("fold_") for name in info.metrics)
