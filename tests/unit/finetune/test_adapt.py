@@ -16,7 +16,8 @@ from pretrain.encoders.base import Encoded
 from shards.errors import ConfigError
 from tests.unit.finetune.predictors import OPTIM, batch, digest, predictor, train
 
-KINDS = ADAPTATIONS.kinds()
+# what brings encoders of its own has tests of its own
+KINDS = [kind for kind in ADAPTATIONS.kinds() if not ADAPTATIONS.get(kind).own_encoders]
 ON_FROZEN = [kind for kind in KINDS if ADAPTATIONS.get(kind).cached]
 
 
@@ -112,6 +113,12 @@ def test_lora_leaves_the_base_and_merging_changes_no_prediction() -> None:
     adaptation.settle(made)
     assert encoders_of(made).state_dict().keys() == encoders_of(plain).state_dict().keys()
     assert torch.allclose(made(data), predicted, atol=1e-5)
+
+
+def test_lora_moves_its_updates_and_no_batch_statistics() -> None:
+    """peft freezes parameters only: without more, normalisations between the maps would go on counting."""
+    moved = changed("lora", rank=2)
+    assert moved and all("lora_" in name for name in moved)
 
 
 def test_lora_that_is_kept_apart_is_inserted_again_where_its_weights_are_loaded() -> None:
