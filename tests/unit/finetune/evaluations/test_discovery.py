@@ -48,6 +48,13 @@ def test_the_score_is_the_integral_that_it_says() -> None:
     assert integral_scores(a[None], (a + outside)[None], weights)[0, 0] == pytest.approx(0, abs=1e-9)
 
 
+def test_the_ends_of_the_window_count_half() -> None:
+    """A flat spectrum has as many states as the window is wide; a sum over its points would add a step."""
+    _, weights = grids(201)
+    assert weights.sum() == pytest.approx(10.0, rel=1e-12)
+    assert (weights > 0).sum() * 0.1 == pytest.approx(10.1)
+
+
 def test_itself_scores_0_and_the_scale_does_not_matter() -> None:
     axis, weights = grids()
     g, h = bump(axis, 0.3)[None], bump(axis, 0.9)[None]

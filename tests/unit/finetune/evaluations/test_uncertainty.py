@@ -108,6 +108,10 @@ def test_expected_calibration_error_by_hand() -> None:
     three = classes(np.array([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]]), np.array([2.0, 0.0]))
     assert three["ece"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.4, abs=1e-5)
     assert three["brier"] == pytest.approx((0.04 + 0.09 + 0.25 + 0.16 + 0.04 + 0.04) / 2)
+    # 15 bins tell 0.63 from 0.68, ten would not
+    p = np.array([0.63, 0.68])
+    apart = classes(np.stack([1 - p, p], 1), np.array([0.0, 1.0]))
+    assert apart["ece"] == pytest.approx(0.5 * 0.63 + 0.5 * 0.32, abs=1e-5)
     rows = reliability(np.array([0.9, 1.0, 0.5]), np.array([1.0, 0.0, 1.0]))
     assert [(row["rows"], row["right"]) for row in rows] == [(1, 1.0), (1, 1.0), (1, 0.0)]
 
