@@ -230,7 +230,7 @@ def test_the_evaluation_of_a_predictor(linear_data: Dataset, tmp_path: Path) -> 
 def test_ensembles_and_dropout(linear_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     others = {f"m{salt}": linear_model(linear_data, [("left",)], predictor=Knowing(salt).eval()) for salt in (1, 2)}
     known: Mapping[str, Any] = others
-    monkeypatch.setattr("finetune.ensembles.load", known.__getitem__)
+    monkeypatch.setattr("finetune.loading.load", known.__getitem__)
     findings = Uncertainty(members=("m1", "m2"))(subject(linear_data, Knowing()))
     (row,) = findings.tables["ensemble"]
     assert row["members"] == 3 and row["ambiguity"] > 0.05
