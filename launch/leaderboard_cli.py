@@ -31,7 +31,7 @@ def jarvis(
     from shards.recipes import read_tables
 
     parsed = Task.parse(task)
-    parts = read_benchmark(benchmark, parsed)
+    parts = read_benchmark(benchmark, parsed, typer.echo)
     predictions = predict_ids(_predictor(uri), _dataset(data), list(parts[parsed.part]))
     path = write_contribution(out, parsed, predictions, read_tables(metadata))
     mae = validate_contribution(out, parsed, parts)
@@ -49,7 +49,7 @@ def jarvis_split(
     from finetune.leaderboards.jarvis import Task, import_split, read_benchmark
 
     parsed = Task.parse(task)
-    split = import_split(folder, name, read_benchmark(benchmark, parsed), parsed)
+    split = import_split(folder, name, read_benchmark(benchmark, parsed, typer.echo), parsed)
     typer.echo(f"{name}: " + ", ".join(f"{part} {len(ids)}" for part, ids in split.ids.items()))
 
 

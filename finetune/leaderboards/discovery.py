@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from shards.recipes import parse
 from shards.schema import Strict
 
 COLUMNS = ("material_id", "e_form_per_atom")
-FAMILY = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+FAMILY = re.compile(r"^[a-z0-9]+(_[a-z0-9]+)*$")
 License = Literal[
     "MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "GPL-3.0", "BSD-3-Clause", "LGPL-3.0",
     "Meta Research", "ASL", "unreleased",
@@ -37,7 +37,7 @@ class Person(Strict):
 
     name: str
     affiliation: str | None = None
-    email: str | None = None
+    email: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$")
     url: str | None = Url
     orcid: str | None = Url
     github: str | None = Url
@@ -94,11 +94,14 @@ class ModelCard(Strict):
     model_version: str | None
     dates: Dates
     lifecycle: Literal["active", "superseded", "deprecated", "aborted"] = "active"
+    superseded_by: str | None = None
     authors: tuple[Person, ...] = Field(min_length=1)
+    trained_by: tuple[Person, ...] | None = None
     repo: str | None = Url
     doi: str | None = Url
     paper: str | None = Url
     docs: str | None = Url
+    pypi: str | None = Url
     pr_url: str | None = Url
     checkpoint_url: str | None = Url
     license: Licenses
@@ -112,14 +115,22 @@ class ModelCard(Strict):
     targets: Literal["E"] = "E"
     training_sets: tuple[str, ...] = Field(min_length=1)
     model_params: int = Field(ge=0)
-    notes: dict[str, Any] | None = None
+    n_estimators: int | None = Field(None, ge=2)
+    size: str | None = None
+    fine_tune: bool | None = None
+    notes: dict[Annotated[str, Field(pattern=FAMILY.pattern)], Any] | None = None
     metrics: Metrics
 
     @model_validator(mode="after")
-    def _reachable(self) -> ModelCard:
-        """Somebody must be reachable."""
+    def _complete(self) -> ModelCard:
+        """Somebody must be reachable, lists name nothing twice, and what took the place of a model is named."""
         if not self.authors[0].email:
             raise ValueError("the first author needs an email")
+        for name in ("architecture_types", "training_sets"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"'{name}' names something twice")
+        if self.lifecycle == "superseded" and not self.superseded_by:
+            raise ValueError("a superseded model needs 'superseded_by'")
         return self
 
 

@@ -87,7 +87,8 @@ def record(
     task : str
         ``matbench_dielectric``.
     predictions, targets : mapping of str to mapping
-        Fold (``fold_0``) to values by id; of a class 0 or 1.
+        Fold (``fold_0``) to values by id; of a class 0 or 1. Matbench takes probabilities too, but its own scores, the
+        area under the ROC curve among them, are those of the classes.
     parameters : mapping of str to mapping
         Fold to what is worth telling of its model.
     metadata : mapping

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +23,11 @@ from tests.unit.finetune.evaluations.linear import LABEL, build_linear, linear_m
 
 NAME = "AI-SinglePropertyPrediction-formation_energy_peratom-dft_3d-test-mae"
 TASK = jarvis.Task.parse(NAME)
-META = {"model_name": "matloom", "project_url": "https://example.org/matloom", "team_name": "weavers"}
+META = {
+    "model_name": "matloom", "project_url": "https://example.org/matloom", "team_name": "weavers",
+    "author_email": "weaver@example.org", "git_url": "https://example.org/matloom.git", "time_taken_seconds": "1",
+    "software_used": "matloom", "hardware_used": "one core",
+}  # fmt: skip
 CARD: dict[str, Any] = {
     "model_name": "Matloom", "model_key": "matloom-1.0", "model_version": "1.0",
     "dates": {"benchmark_added": "2026-11-26", "paper_published": None},
@@ -37,6 +42,43 @@ SCHEMA_REQUIRED = {
     "authors", "architecture_types", "environment", "checkpoint_url", "dates", "doi", "license", "lifecycle",
     "model_key", "model_name", "model_params", "model_version", "openness", "paper", "pr_url", "repo", "targets",
     "test_task", "train_task", "training_sets",
+}  # fmt: skip
+URL = {"type": ["string", "null"], "pattern": "^https?://"}
+PERSON = {
+    "type": "object", "additionalProperties": False, "required": ["name"],
+    "properties": {key: {"type": "string"} for key in ("name", "affiliation", "email")}
+    | {key: {"type": "string", "pattern": "^https?://"} for key in ("url", "orcid", "github")}
+    | {"corresponding": {"type": "boolean"}},
+}  # fmt: skip
+# what that file wants of the keys that are written here, at its commit e1e30eecdff176b8ed20eaa527f1a6daa87a30b6
+SCHEMA: dict[str, Any] = {
+    "type": "object", "additionalProperties": False, "required": sorted(SCHEMA_REQUIRED),
+    "properties": {
+        "model_name": {"type": "string"}, "model_key": {"pattern": "^[a-z0-9]+(?:[.-][a-z0-9]+)*$"},
+        "model_version": {"type": ["string", "null"]},
+        "dates": {"required": ["benchmark_added", "paper_published"], "additionalProperties": {
+            "type": ["string", "null"], "pattern": r"^\d{4}-\d\d-\d\d$"}},
+        "lifecycle": {"enum": ["active", "superseded", "deprecated", "aborted"]}, "superseded_by": {"type": "string"},
+        "authors": {"type": "array", "minItems": 1, "items": PERSON}, "trained_by": {"type": "array", "items": PERSON},
+        **dict.fromkeys(("repo", "doi", "paper", "docs", "pypi", "pr_url", "checkpoint_url"), URL),
+        "license": {"required": ["code", "checkpoint"], "additionalProperties": False, "properties": {
+            "code": {"type": "string"}, "checkpoint": {"type": "string"}, "code_url": URL, "checkpoint_url": URL}},
+        "environment": {"required": ["dependencies", "python_version"], "additionalProperties": False, "properties": {
+            "dependencies": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            "python_version": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"}}},
+        "openness": {"enum": ["OSOD", "OSCD", "CSOD", "CSCD"]},
+        "architecture_types": {"type": "array", "minItems": 1, "uniqueItems": True},
+        "train_task": {"enum": ["RP2RE", "RS2RE", "S2E", "S2RE", "S2EF", "S2EFS", "S2EFSM"]},
+        "test_task": {"enum": ["IP2E", "IS2E", "IS2RE", "IS2RE-SR"]}, "targets": {"const": "E"},
+        "training_sets": {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}},
+        "model_params": {"type": "integer", "minimum": 0}, "n_estimators": {"type": "integer", "minimum": 2},
+        "size": {"type": "string"}, "fine_tune": {"type": "boolean"},
+        "notes": {"type": "object", "propertyNames": {"pattern": "^[a-z0-9]+(?:_[a-z0-9]+)*$"}},
+        "metrics": {"additionalProperties": False, "properties": {"discovery": {
+            "additionalProperties": False, "properties": {"pred_file": {
+                "required": ["name"], "additionalProperties": False, "properties": {
+                    "name": {"type": "string", "minLength": 1}, "url": {"type": "string"}}}}}}},
+    },
 }  # fmt: skip
 INFO = {"authors": "A. Weaver", "algorithm": "matloom", "algorithm_long": "", "bibtex_refs": "", "notes": "",
         "requirements": {"python": ["matloom"]}}  # fmt: skip
@@ -126,9 +168,34 @@ def test_jarvis_names_benchmarks_and_metadata_are_checked(
     with pytest.raises(DataError, match="no benchmark of the task"):
         jarvis.read_benchmark(benchmark_file, jarvis.Task.parse(NAME.replace("dft_3d", "dft_2d")))
     parts = jarvis.read_benchmark(benchmark_file, TASK)
-    jarvis.write_contribution(tmp_path / "poor", TASK, predictions, {**META, "team_name": ""})
-    with pytest.raises(DataError, match="team_name"):
-        jarvis.validate_contribution(tmp_path / "poor", TASK, parts)
+    # what check_metadata_info_exists of jarvis_leaderboard 2024.10.30 looks for, and get_metric_value reads
+    for change, message in (
+        *(({name: ""}, name) for name in META), ({"date_submitted": ""}, "date_submitted"),
+        ({"author_email": "nobody"}, "address"),
+    ):  # fmt: skip
+        jarvis.write_contribution(tmp_path / "poor", TASK, predictions, {**META, **change})
+        with pytest.raises(DataError, match=message):
+            jarvis.validate_contribution(tmp_path / "poor", TASK, parts)
+
+
+def test_an_id_in_two_parts_of_a_benchmark_stays_in_the_one_that_is_predicted(
+    tmp_path: Path, dataset: Dataset, ids: dict[str, list[str]]
+) -> None:
+    # as in dft_3d_formation_energy_peratom: two of the test ids are among the training ids
+    both = ids["test"][:2]
+    doubled = {"train": [*ids["train"], *both], "val": [*ids["val"], both[0]], "test": ids["test"]}
+    path = tmp_path / "dft_3d_formation_energy_peratom.json.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        tables = {part: {name: str(value) for name, value in labels_of(dataset, LABEL, names).items()}
+                  for part, names in doubled.items()}  # fmt: skip
+        archive.writestr("dft_3d_formation_energy_peratom.json", json.dumps(tables))
+    said: list[str] = []
+    parts = jarvis.read_benchmark(path, TASK, said.append)
+    assert {part: sorted(values) for part, values in parts.items()} == ids and list(parts) == ["train", "val", "test"]
+    assert [line[:16] for line in said] == ["1 ids of part 'v", "2 ids of part 't"]
+    # another part can be asked for
+    other = jarvis.read_benchmark(path, jarvis.Task.parse(NAME.replace("-test-", "-val-")))
+    assert set(other["val"]) == set(doubled["val"]) and both[0] not in other["test"]
 
 
 def test_the_split_of_a_benchmark_is_imported(tmp_path: Path, benchmark_file: Path, ids: dict[str, list[str]]) -> None:
@@ -245,6 +312,14 @@ def test_a_matbench_discovery_submission_has_the_documented_names_columns_and_ke
     assert dict(zip(frame.material_id, frame.e_form_per_atom, strict=True)) == predictions
     card = yaml.safe_load(described.read_text())
     assert set(card) >= SCHEMA_REQUIRED and card["model_params"] == 123
+    jsonschema.validate(card, SCHEMA)
+    more = {"notes": {"how_trained": "x"}, "n_estimators": 5, "docs": "https://example.org", "lifecycle": "superseded",
+            "superseded_by": "matloom-2.0", "fine_tune": True, "trained_by": [{"name": "C. Heddle"}]}  # fmt: skip
+    _, other = discovery.write_submission(tmp_path / "more", "matloom", predictions, {**CARD, **more}, parameters=1)
+    jsonschema.validate(yaml.safe_load(other.read_text()), SCHEMA)
+    # the schema can refuse
+    with pytest.raises(jsonschema.ValidationError, match="paper"):
+        jsonschema.validate({key: value for key, value in card.items() if key != "paper"}, SCHEMA)
     assert card["metrics"]["discovery"]["pred_file"] == {"name": str(path.relative_to(tmp_path))}
     assert card["authors"][1] == {"name": "B. Loom"} and card["dates"]["paper_published"] is None
     mae = discovery.validate_submission(described, list(targets), targets)
@@ -257,6 +332,10 @@ def test_a_matbench_discovery_submission_that_does_not_fit_is_refused(
     changes = (
         ({"model_key": "Not_A_Slug"}, "model_key"), ({"openness": "open"}, "openness"), ({"colour": "red"}, "colour"),
         ({"authors": [{"name": "nobody"}]}, "email"), ({"repo": "ftp://x"}, "repo"), ({"test_task": None}, "test_task"),
+        ({"lifecycle": "superseded"}, "superseded_by"), ({"notes": {"How": "x"}}, "notes"),
+        ({"n_estimators": 1}, "n_estimators"),
+        ({"training_sets": ["MP 2022", "MP 2022"]}, "twice"),
+        ({"authors": [{"name": "A. Weaver", "email": "nowhere"}]}, "email"),
     )  # fmt: skip
     for change, message in changes:
         with pytest.raises(ConfigError, match=message):
