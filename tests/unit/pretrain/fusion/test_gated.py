@@ -195,6 +195,17 @@ def test_the_limits_of_the_merge() -> None:
     assert c.grad.any(dim=-1).all()
 
 
+def test_the_gate_of_the_merge_sees_both_sides() -> None:
+    merge, x, c = GatedMerge(8, -2.0), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    of_x, of_c = merge.gate.weight.chunk(2, dim=1)
+    g = (x @ of_x.T + c @ of_c.T + merge.gate.bias).sigmoid()
+    merged = merge(x, c, torch.ones(3, dtype=torch.bool))
+    assert torch.allclose(merged, merge.norm(g * c + (1 - g) * x), atol=1e-6)
+    # the wrong variant: a gate of the input alone
+    alone = (x @ (of_x + of_c).T + merge.gate.bias).sigmoid()
+    assert not torch.allclose(merged, merge.norm(alone * c + (1 - alone) * x), atol=1e-2)
+
+
 def test_gmca_starts_near_the_inputs() -> None:
     """Five sixths of a merged vector are the input's own."""
     fusion, (encoded, present) = build({"kind": "gmca", "dim": 16, "heads": 4}), inputs()
