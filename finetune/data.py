@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import nan
 
 import numpy as np
@@ -16,6 +17,8 @@ from finetune.encodings import EncodedRows
 from finetune.featurizer import Featurizer
 from finetune.fit import Batches, Example
 from finetune.fold_parts import groups_of
+from finetune.heads.base import Head
+from finetune.targets import Components, Target, find_target
 from shards.augment import Augment, Augmenter
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError, suggest
@@ -77,7 +80,7 @@ class TargetData:
     split : str
         Which division.
     targets : tuple of str
-        Which labels.
+        Which labels, or modalities; `names` are those of the columns that these make.
     batch_size : int
         Global batch size.
     accelerator : Accelerator
@@ -88,6 +91,8 @@ class TargetData:
         Labels, one a target, of which the differences to the targets are learned; empty: the targets themselves.
     unlabelled : bool
         Training samples without any known target are in the training part too.
+    components : callable
+        Which components of a target of several numbers are predicted; see `finetune.heads.base.Head.parts_of`.
     """
 
     def __init__(
@@ -101,8 +106,11 @@ class TargetData:
         as_evaluated: Augmenter,
         delta: tuple[str, ...] = (),
         unlabelled: bool = False,
+        components: Components = Head.parts_of,
     ) -> None:
-        self.dataset, self.names, self.batch_size, self.accelerator = dataset, targets, batch_size, accelerator
+        self.dataset, self.batch_size, self.accelerator = dataset, batch_size, accelerator
+        self.found = self._find(targets, components)
+        self.names = tuple(column for target in self.found for column in target.columns)
         self.as_evaluated, self.unlabelled, self.split = as_evaluated, unlabelled, split
         self.parts: dict[str, Rows] = {}
         for part, rows in self._read(split, delta).items():
@@ -115,16 +123,27 @@ class TargetData:
 
     def _read(self, split: str, delta: tuple[str, ...]) -> dict[str, Rows]:
         """Return all rows of every part."""
-        for name in (*self.names, *delta):
+        for name in delta:
             if name not in self.dataset.manifest.labels:
                 raise ConfigError(
                     f"the data set has no label '{name}'", why=suggest(name, self.dataset.manifest.labels)
                 )
-        bare, count = self.dataset.select([]), len(self.names)
+        if delta and len(delta) != len(self.names):
+            raise ConfigError(
+                f"'delta' is of {len(delta)} numbers, the targets are {len(self.names)}",
+                where="delta",
+                do="name targets of one number each",
+            )
+        bare = self.dataset.select([target.name for target in self.found if target.modality])
+        count = len(self.names)
         parts = {}
         for part in PARTS:
             found = [(int(i), bare[int(i)]) for i in self._places(split, part)]
-            table = [[sample.labels.get(name, nan) for name in (*self.names, *delta)] for _, sample in found]
+            table = [
+                [*chain.from_iterable(target.values(sample) for target in self.found)]
+                + [sample.labels.get(name, nan) for name in delta]
+                for _, sample in found
+            ]
             values = torch.tensor(table, dtype=torch.float32).reshape(len(found), -1)
             offset = values[:, count:] if delta else torch.zeros(len(found), count)
             # without its lower part, a target cannot be predicted either
@@ -132,6 +151,10 @@ class TargetData:
             positions = np.array([i for i, _ in found], np.int64)
             parts[part] = Rows(positions, tuple(s.id for _, s in found), values, offset)
         return parts
+
+    def _find(self, names: tuple[str, ...], components: Components) -> tuple[Target, ...]:
+        """Return what the targets are."""
+        return tuple(find_target(name, self.dataset, components) for name in names)
 
     def _places(self, split: str, part: str) -> np.ndarray:
         """Return the places of a part in the data set, of labelled samples and others."""

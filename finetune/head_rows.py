@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from finetune.adapt.base import Adaptation
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.heads.base import HEADS, Head
+from finetune.targets import Target
 from shards.errors import ConfigError
 
 # scale_shift acts on single rows within the head, where pairs are side by side already
@@ -48,3 +51,17 @@ def _check_row(head: type[Head], kind: str, row: RowConfig, plan: Adaptation) ->
             why="it keeps features of training rows, and here they change while it is trained",
             do="strategy = 'frozen' without a fusion, or an estimator",
         )
+
+
+def check_inputs(recipe: FinetuneRecipe, targets: Iterable[Target]) -> None:
+    """Raise `ConfigError` where a row would look at the modality that it is to predict."""
+    predicted = {target.name for target in targets if target.modality}
+    for row in recipe.rows:
+        for name in (*row.modalities, row.descriptors):
+            if name in predicted:
+                raise ConfigError(
+                    f"the row '{row.label}' looks at '{name}', which is the target",
+                    where="rows.*.modalities",
+                    why="what is predicted would be known",
+                    do="leave it out of the row",
+                )

@@ -14,6 +14,7 @@ from finetune.data import PARTS, Rows, TargetData
 from finetune.fit import Batches
 from finetune.pair_folds import pair_parts
 from finetune.pair_table import PairsConfig, read_pairs
+from finetune.targets import Components, Target
 from shards.batch import Batch
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
@@ -39,6 +40,9 @@ class PairData(TargetData):
         self.pairs = pairs
         super().__init__(dataset, *args, **options)
         self._materials = {part: np.unique(rows.positions) for part, rows in self.parts.items()}
+
+    def _find(self, names: tuple[str, ...], components: Components) -> tuple[Target, ...]:
+        return tuple(Target(name) for name in names)
 
     def _read(self, split: str, delta: tuple[str, ...]) -> dict[str, Rows]:
         bare = self.dataset.select([])

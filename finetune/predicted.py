@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from finetune.prediction import Prediction
+from finetune.targets import as_array, grouped
 from finetune.units import describe
 
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ class Predictions(Sequence[Any]):
     def _column(self, tensor: Any) -> np.ndarray:
         array = tensor.numpy()
         return array[:, 0] if len(self.info.targets) == 1 else array
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the values of each target (N, ...) in its shape: (N,) of numbers, (N, 6, 6) of elastic tensors."""
+        value, names = self.prediction.value.numpy(), self.info.targets
+        return {
+            name: as_array([names[i] for i in columns], value[:, columns]) for name, columns in grouped(names).items()
+        }
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.values if dtype is None else self.values.astype(dtype)

@@ -18,6 +18,7 @@ from finetune.ensembles import How, PredictorEnsemble, kept_once, of_every_membe
 from finetune.featurizer import Encodings, Featurizer, MakeJoin, SideBySide, fusion_join
 from finetune.heads.base import HEADS, Head
 from finetune.prediction import Prediction
+from finetune.targets import grouped
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
 from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, read_tables_of, write_json
@@ -277,9 +278,9 @@ def model_card(info: PredictorInfo) -> str:
     """Return a Markdown card: what is predicted, from what, how it was trained, how good it is, how to use it."""
     joined = "side by side" if info.fusion is None else f"`{info.fusion['kind']}`"
     lines = [
-        f"# {', '.join(info.targets)}",
+        f"# {', '.join(grouped(info.targets))}",
         "",
-        f"Predicts {', '.join(f'`{name}`' for name in info.targets)} ({info.task}) from {', '.join(info.modalities)}"
+        f"Predicts {', '.join(_counted(grouped(info.targets)))} ({info.task}) from {', '.join(info.modalities)}"
         + (", of which any may be missing." if len(info.modalities) > 1 else "."),
         "",
         f"- pretrained model: `{info.foundation}` (seal {info.foundation_seal})",
@@ -312,3 +313,10 @@ def model_card(info: PredictorInfo) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _counted(targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the names of targets, those of several numbers with their number."""
+    return [
+        f"`{name}`" if len(columns) == 1 else f"`{name}` ({len(columns)} numbers)" for name, columns in targets.items()
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
 
@@ -23,6 +23,7 @@ from finetune.estimators.several import fit_targets
 from finetune.featurizer import Featurizer, SideBySide
 from finetune.fit import Batches, Schedule, fit, predict
 from finetune.freeze import freeze
+from finetune.heads.base import HEADS
 from finetune.late_rows import LateFusionRow
 from finetune.metrics import evaluate
 from finetune.predictor import Predictor, build_featurizer, build_predictor, read_predictor
@@ -43,12 +44,15 @@ class Outcome:
         (N, T) on the test part.
     predictor : Predictor, optional
         What was trained; of an estimator None.
+    scores : dict of str to float
+        What the recipe's head says of the test part beside the usual metrics; see `Head.further_metrics`.
     """
 
     validation: dict[str, float]
     predictions: Tensor
     targets: Tensor
     predictor: Predictor | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,14 @@ class RowFitter:
 
     def fit(self, row: RowConfig, seed: int) -> Outcome:
         """Fit a row with one seed."""
-        plan = row.plan()
+        plan, head = row.plan(), self.recipe.head_options()
         if isinstance(plan, Adaptation):
-            return self._trained(row, plan, seed)
-        return self._estimated(row, plan, seed) if isinstance(plan, Estimator) else self._fused(row, plan, seed)
+            outcome = self._trained(row, plan, seed)
+        elif isinstance(plan, Estimator):
+            outcome = self._estimated(row, plan, seed)
+        else:
+            outcome = self._fused(row, plan, seed)
+        return replace(outcome, scores=HEADS.get(head.kind).further_metrics(head, outcome.predictions, outcome.targets))
 
     def _trained(self, row: RowConfig, adaptation: Adaptation, seed: int) -> Outcome:
         set_seed(seed)
@@ -100,7 +108,7 @@ class RowFitter:
             self.export,
             row.modalities,
             self.recipe.head_options(),
-            self.recipe.targets,
+            self.data.names,
             adaptation=adaptation,
             fusion=row.fusion,
             delta=self.recipe.deltas,
@@ -155,7 +163,7 @@ class RowFitter:
             estimator,
             features[TRAIN][chosen.numpy()],
             self.data.parts[TRAIN].learned[chosen].numpy(),
-            names=self.recipe.targets,
+            names=self.data.names,
             task=self.task,
             seed=seed,
         )

@@ -37,7 +37,9 @@ UNITS = {
 
 def describe(label: str) -> tuple[str, str]:
     """Return a label's plain name and its unit: ``("formation energy", "eV/atom")``; no known unit gives ``""``."""
-    suffix = max((u for u in UNITS if label.endswith(f"_{u}")), key=len, default=None)
+    # of a component, ``elastic_gpa[0,1]``, the name carries the unit
+    name, bracket, index = label.partition("[")
+    suffix = max((u for u in UNITS if name.endswith(f"_{u}")), key=len, default=None)
     if suffix is None:
         return label.replace("_", " "), ""
-    return label.removesuffix(f"_{suffix}").replace("_", " "), UNITS[suffix]
+    return name.removesuffix(f"_{suffix}").replace("_", " ") + bracket + index, UNITS[suffix]

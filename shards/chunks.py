@@ -25,6 +25,7 @@ import xxhash
 
 from shards.errors import DataError, MatloomError
 from shards.features.base import Feature
+from shards.labels import flat_labels
 from shards.manifest import OverlayOf, ShardEntry
 from shards.overlay import OverlayPlan
 from shards.reader import Dataset
@@ -268,7 +269,7 @@ def to_sample(record: Record, features: Mapping[str, Feature], *, with_prototype
             text[name] = value
         elif value is not None:
             arrays[name] = dict(value)
-    labels = {name: float(value) for name, value in record.labels.items()}
+    labels = flat_labels(record.labels)
     unknown = sorted(name for name, value in labels.items() if not math.isfinite(value))
     if unknown:
         raise DataError(f"labels {unknown} are not finite", where=record.id, do="leave unknown labels out")

@@ -19,6 +19,12 @@ class Estimator(Options):
     fold that calls it leaks nothing.
     """
 
+    def fit_together(
+        self, features: np.ndarray, targets: np.ndarray, *, task: str, seed: int
+    ) -> tuple[Fitted, ...] | None:
+        """Fit to targets (N, T) that are all known, one fitted estimator a target; None: each goes by itself."""
+        return None
+
     @abstractmethod
     def fit(self, features: np.ndarray, targets: np.ndarray, *, task: str, seed: int) -> Fitted:
         """Fit to features (N, F) and known targets (N,) of one target.

@@ -95,6 +95,10 @@ def fit_targets(
         raise ConfigError("a multiclass estimator has one target", why=f"there are {len(names)}")
     if targets.shape != (len(features), len(names)):
         raise DataError(f"the targets are {targets.shape}, expected ({len(features)}, {len(names)})")
+    whole = not np.isnan(targets).any() and len(names) > 1
+    together = estimator.fit_together(features, targets, task=task, seed=seed) if whole else None
+    if together is not None:
+        return FittedTargets(targets=names, task=task, columns=together)
     columns = []
     for name, values in zip(names, targets.T, strict=True):
         known = ~np.isnan(values)

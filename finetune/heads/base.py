@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -46,6 +48,16 @@ class Head(nn.Module):
     def __init__(self, config: Any, width: int, targets: tuple[str, ...]) -> None:
         super().__init__()
         self.config, self.targets = config, targets
+
+    @classmethod
+    def parts_of(cls, shape: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """Return which components of a target of some shape are predicted, in the order of the head's targets."""
+        return list(np.ndindex(shape))
+
+    @classmethod
+    def further_metrics(cls, config: Any, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return what the table says of test predictions (N, T) beside the usual metrics, of whatever made them."""
+        return {}
 
     def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
         """Learn scales (and anchors) from the TRAINING targets (N, T) with NaN where unknown.

@@ -48,6 +48,10 @@ class SpectrumHead(Head):
             None, gt=0, description="what every prediction sums to, times the spacing (number of states)"
         )
         spacing: float = Field(1.0, gt=0, description="of the energies, with the unit of 'integral'")
+        start: float = Field(0.0, description="energy of the first bin")
+        window: tuple[float, float] | None = Field(
+            None, description="energies between which 'integral_score' compares spectra; all by default"
+        )
 
     task = "regression"
 
@@ -61,6 +65,31 @@ class SpectrumHead(Head):
         self.register_buffer("unit", torch.ones(()))
         self.register_buffer("centre", torch.zeros(len(targets)))
         self.register_buffer("basis", torch.zeros(config.rank, len(targets)))
+
+    @classmethod
+    def further_metrics(cls, config: Config, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        r"""Return ``integral_score``, the mean of :math:`\int |g - \hat g| dE / \int g\, dE`; 0: the same spectrum.
+
+        The score of MultiMat's discovery (arXiv 2312.00111), here of a prediction in place of a candidate. Spectra
+        without any weight in the window are left out.
+        """
+        energies = config.start + config.spacing * torch.arange(targets.shape[1], device=targets.device)
+        weights = torch.ones_like(energies)
+        if config.window is not None:
+            edge = config.spacing / 2
+            weights = ((energies >= config.window[0] - edge) & (energies <= config.window[1] + edge)).to(weights)
+        inside = weights.nonzero()
+        if len(inside) < 2:
+            raise ConfigError(
+                f"the window {list(config.window or ())} holds {len(inside)} energies", where="head.window"
+            )
+        # trapezoidal rule
+        weights[inside[[0, -1]]] = 0.5
+        known = ~targets.isnan().any(dim=1)
+        wanted, found = targets[known], predictions[known].to(targets)
+        area = wanted @ weights
+        ratio = ((wanted - found).abs() @ weights / area)[area > 0]
+        return {"integral_score": float(ratio.mean())}
 
     def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
         """Take the mean height as the unit, and fit the basis to the known training spectra."""

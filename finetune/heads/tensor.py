@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ class TensorHead(Head):
             raise ConfigError(
                 f"a tensor head has 21 targets (C11, C12, .., C66) or 6 (xx, yy, zz, yz, xz, xy), not {len(targets)}",
                 where="head",
-                do="list every component as a target, in this order",
+                do="name a label of shape (6, 6) or (3, 3), or list every component as a target, in this order",
             )
         self.fourth = len(targets) == 21
         self.row, self.column = FOURTH if self.fourth else SECOND
@@ -66,6 +67,20 @@ class TensorHead(Head):
         self.register_buffer("rotations", point_group(config.point_group).float(), persistent=False)
         self.register_buffer("start", torch.zeros(len(targets)))
         self.register_buffer("scale", torch.ones(()))
+
+    @classmethod
+    def parts_of(cls, shape: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """Return the upper triangle of (6, 6), of (3, 3) in Voigt's order, or what is listed already."""
+        if shape in ((6, 6), (3, 3)):
+            rows, columns = FOURTH if shape == (6, 6) else SECOND
+            return list(zip(rows.tolist(), columns.tolist(), strict=True))
+        if shape not in ((21,), (6,)):
+            raise ConfigError(
+                f"a label of shape {shape} is no tensor that this head predicts",
+                where="target",
+                do="give (6, 6) or the 21 components of its upper triangle, (3, 3) or 6",
+            )
+        return super().parts_of(shape)
 
     def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
         """Start from the mean tensor, in units of the root mean square deviation from it (``scale``).

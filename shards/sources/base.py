@@ -70,8 +70,8 @@ class Record:
     arrays : dict of str to ndarray
         Whatever else the source holds, by name: a spectrum, an embedding that was computed elsewhere, a
         charge density times a cell volume that the source does not tell (`RHO_V`).
-    labels : dict of str to float
-        Unit in the name; unknown ones absent.
+    labels : dict of str to float or array
+        Unit in the name; unknown ones absent. An array (a tensor) becomes one label a component; see `shards.labels`.
     tags : dict of str to str
         ``formula``, ``chemical_system``, ``prototype``, ...
     group : str
@@ -87,7 +87,7 @@ class Record:
     images: tuple[np.ndarray, ...] = ()
     columns: dict[str, float | str] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     group: str = ""
 

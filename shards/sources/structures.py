@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+import numpy as np
 from pydantic import Field
 
 from shards.errors import DataError
@@ -41,10 +42,11 @@ _READING = threading.Lock()
 
 
 class LabelKey(Strict):
-    """Where a label comes from, and whether it is divided by the number of atoms."""
+    """Where a label comes from, whether it is divided by the number of atoms, and its shape where it is a tensor."""
 
     key: str
     per_atom: bool = False
+    shape: tuple[int, ...] = ()
 
 
 @SOURCES.register("structures")
@@ -258,9 +260,13 @@ def _bytes(path: Path, stamp: str, member: list[Any] | None, place: list[int] | 
     return data
 
 
-def _label(info: Mapping[str, Any], source: str | LabelKey, atoms: int) -> float | None:
-    """Return a label, None where it is unknown."""
+def _label(info: Mapping[str, Any], source: str | LabelKey, atoms: int) -> float | np.ndarray | None:
+    """Return a label, a number or a tensor, None where it is unknown."""
     key = source if isinstance(source, str) else source.key
+    per_atom = isinstance(source, LabelKey) and source.per_atom
+    if isinstance(source, LabelKey) and source.shape:
+        array = _tensor(lookup(info, key), key, source.shape)
+        return None if array is None else array / (atoms if per_atom else 1)
     value = _scalar(info, key)
     if value is None:
         return None
@@ -268,7 +274,20 @@ def _label(info: Mapping[str, Any], source: str | LabelKey, atoms: int) -> float
         raise DataError(f"'{key}' is {value!r:.60}, no finite number", do="correct it, or leave the key out")
     if math.isnan(value):
         return None
-    return value / atoms if isinstance(source, LabelKey) and source.per_atom else float(value)
+    return value / atoms if per_atom else float(value)
+
+
+def _tensor(values: Any, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    if values is None:
+        return None
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'{key}' is no array of numbers", why=str(error)) from None
+    if array.shape != shape or not np.isfinite(array).all():
+        found = "holds a number that is not finite" if array.shape == shape else f"has the shape {array.shape}"
+        raise DataError(f"'{key}' {found}", why=f"expected {shape}", do="correct it, or leave the key out")
+    return array
 
 
 def _tag(info: Mapping[str, Any], key: str) -> str | None:
