@@ -1,86 +1,120 @@
 """What pretraining is worth: the strategies of fine-tuning over fractions of the labels, beside a classical baseline.
 
-    python benchmarks/finetuning.py recipes/perov5-finetune.toml --out runs/finetuning
+    python benchmarks/finetuning.py recipes/perov5-finetune.toml --out runs/finetuning --jobs 2
     python benchmarks/finetuning.py recipes/molecules-finetune.toml --out runs/finetuning --set data=shards/freesolv ...
 
-Five seeds; a part that is done is kept in ``--out``, so that the same command goes on after it was stopped, and
-``--table`` prints what is there as Markdown. The model of the recipe must be in the registry.
+Five seeds; a fit that is done is kept in ``--out``, so that the same command goes on after it was stopped, and
+``--table`` prints what is there as Markdown. The model of the recipe must be in the registry, or be a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
 
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig, load_finetune_recipe
+from finetune.metrics import evaluate
 from pretrain.export import write_json
 
-FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
+FRACTIONS = (1.0, 0.5, 0.1, 0.05, 0.01)
 SEEDS = (0, 1, 2, 3, 4)
-KINDS = ("mean", "random_forest", "linear_probe", "frozen", "full", "scratch")
+# what takes longest stands first, so that processes end together
+KINDS = ("full", "scratch", "frozen", "random_forest", "linear_probe", "mean")
 
 
-def rows_of(fraction: float, modality: str, descriptors: str) -> tuple[RowConfig, ...]:
-    """Return the rows of the table at one fraction of the labels."""
-    plain = [
-        RowConfig(strategy="mean", modalities=(), label_fraction=fraction),
-        RowConfig(strategy="random_forest", modalities=(), descriptors=descriptors, label_fraction=fraction),
-    ]
-    learned = [
-        RowConfig(strategy=strategy, modalities=(modality,), label_fraction=fraction)
-        for strategy in ("probe", "frozen", "full", "scratch")
-    ]
-    return (*plain, *learned)
+@dataclass(frozen=True)
+class Part:
+    """One fit."""
+
+    kind: str
+    fraction: float
+    seed: int
+
+    def file(self, recipe: FinetuneRecipe, out: Path) -> Path:
+        """Return where its result is kept."""
+        return out / f"{recipe.name}-{self.kind}-{self.fraction:g}-{self.seed}.json"
+
+    def row(self, modality: str) -> RowConfig:
+        """Return the row that is fitted; the classical baseline looks at descriptors, not at the model."""
+        if self.kind == "mean":
+            return RowConfig(strategy="mean", modalities=(), label_fraction=self.fraction)
+        if self.kind == "random_forest":
+            descriptors = "ecfp" if modality == "graph" else "magpie"
+            return RowConfig(strategy=self.kind, modalities=(), descriptors=descriptors, label_fraction=self.fraction)
+        return RowConfig(strategy=self.kind, modalities=(modality,), label_fraction=self.fraction)
 
 
-def measure(recipe: FinetuneRecipe, out: Path, fractions: tuple[float, ...], kinds: tuple[str, ...]) -> None:
-    """Fit the rows of these kinds at every fraction, one file a row."""
-    modality = next(row.modalities[0] for row in recipe.rows if row.modalities)
-    descriptors = "ecfp" if modality == "graph" else "magpie"
-    for fraction in fractions:
-        for row in rows_of(fraction, modality, descriptors):
-            name = f"{recipe.name}-{row.table['kind']}-{fraction:g}"
-            if row.table["kind"] not in kinds or (out / f"{name}.json").exists():
-                continue
-            one = recipe.model_copy(update={"rows": (row,), "seeds": SEEDS, "name": name, "register_as": recipe.name})
-            (result,) = Comparison(one, out / name).run()
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / f"{name}.json", {"fraction": fraction, "target": recipe.target, **result.summary()})
+@cache
+def comparison(recipe: str, overrides: tuple[str, ...], out: Path) -> Comparison:
+    """Return what a process fits with: the data and the model, read once."""
+    return Comparison(load_finetune_recipe(Path(recipe), overrides), out)
+
+
+def measure(recipe: str, overrides: tuple[str, ...], out: Path, part: Part) -> str:
+    """Fit one part, keep its test metrics and return a line about it."""
+    fitted = comparison(recipe, overrides, out)
+    row = part.row(modality_of(fitted.recipe))
+    outcome = fitted.fitter.fit(row, part.seed)
+    metrics = evaluate(fitted.task, outcome.predictions, outcome.targets)
+    write_json(part.file(fitted.recipe, out), {"row": row.model_dump(mode="json"), "seed": part.seed, **metrics})
+    return f"{fitted.recipe.name}  {row.label}  seed {part.seed}  " + "  ".join(
+        f"{k} {v:.4g}" for k, v in metrics.items()
+    )
+
+
+def modality_of(recipe: FinetuneRecipe) -> str:
+    """Return the modality that all rows look at: the first one that the recipe names."""
+    return next(row.modalities[0] for row in recipe.rows if row.modalities)
 
 
 def table(recipe: FinetuneRecipe, out: Path, metric: str) -> Iterator[str]:
     """Yield the lines of a Markdown table: a strategy a row, a fraction of the labels a column."""
-    found: dict[tuple[str, float], dict[str, Any]] = {}
+    found: dict[tuple[str, float], list[float]] = defaultdict(list)
     for path in out.glob(f"{recipe.name}-*.json"):
-        row = json.loads(path.read_text())
-        found[path.stem.removeprefix(f"{recipe.name}-").rpartition("-")[0], row["fraction"]] = row
+        kind, fraction, _ = path.stem.removeprefix(f"{recipe.name}-").rsplit("-", 2)
+        found[kind, float(fraction)].append(json.loads(path.read_text())[metric])
     fractions = sorted({fraction for _, fraction in found})
     yield "| strategy | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |"
     yield "|---" * (1 + len(fractions)) + "|"
-    for kind in KINDS:
+    for kind in reversed(KINDS):
         cells = [found.get((kind, fraction)) for fraction in fractions]
-        shown = [f"{c[f'test_{metric}']:.3f} +- {c[f'test_{metric}_std']:.3f}" if c else "" for c in cells]
+        shown = [f"{fmean(c):.3f} ± {stdev(c):.3f}" if c and len(c) > 1 else "" for c in cells]
         yield f"| {kind} | " + " | ".join(shown) + " |"
 
 
 def main() -> None:
     """Measure, or print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
-    parser.add_argument("--rows", nargs="+", choices=KINDS, default=KINDS, help="several processes may share --out")
+    parser.add_argument("--rows", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that fit side by side")
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--metric", default="mae")
     options = parser.parse_args()
-    recipe = load_finetune_recipe(options.recipe, options.set)
+    overrides = tuple(options.set)
+    recipe = load_finetune_recipe(Path(options.recipe), overrides)
     if not options.table:
-        measure(recipe, options.out, tuple(options.fractions), tuple(options.rows))
+        options.out.mkdir(parents=True, exist_ok=True)
+        parts = [Part(kind, f, seed) for f in options.fractions for kind in KINDS for seed in SEEDS]
+        todo = [p for p in parts if p.kind in options.rows and not p.file(recipe, options.out).exists()]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+            fits = [pool.submit(measure, options.recipe, overrides, options.out, part) for part in todo]
+            for fit in as_completed(fits):
+                print(fit.exception() or fit.result(), file=sys.stderr, flush=True)
     print("\n".join(table(recipe, options.out, options.metric)))
 
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from shards.errors import MatloomError
+from shards.quoting import printable
 
 
 def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
@@ -21,12 +22,13 @@ def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         if os.environ.get("RANK", "0") == "0" or not getattr(error, "on_all_ranks", False):
-            print(f"matloom: {error}", file=sys.stderr, flush=True)
+            print(f"matloom: {printable(error, lines=True, most=0)}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"matloom: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        told = printable(error, lines=True, most=0)
+        print(f"matloom: internal error: {type(error).__name__}: {told}", file=sys.stderr)
         print("  try:   the same with --debug", file=sys.stderr, flush=True)
         return MatloomError.exit_code
     return 0
@@ -38,4 +40,8 @@ def leave(code: int) -> None:
     sys.stderr.flush()
     if code:
         os._exit(code)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        # NCCL keeps the resources of a group that nobody destroys
+        distributed.destroy_process_group()
     sys.exit(0)
