@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.arguments import recipe_parser
-from launch.guard import guarded
+from launch.guard import guarded, leave
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -33,4 +33,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
