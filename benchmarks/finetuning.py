@@ -3,23 +3,19 @@
     python benchmarks/finetuning.py recipes/perov5-finetune.toml --out runs/finetuning --jobs 2
     python benchmarks/finetuning.py recipes/molecules-finetune.toml --out runs/finetuning --set data=shards/freesolv ...
 
-Five seeds; a fit that is done is kept in ``--out``, so that the same command goes on after it was stopped, and
-``--table`` prints what is there as Markdown. The model of the recipe must be in the registry, or be a folder.
+Five seeds; a fit that is done is kept in ``--out``, so that the same command goes on after it was stopped;
+`benchmarks/learning_curves.py` prints and draws what is there. The model of the recipe must be in the registry, or be a
+folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import sys
-from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import fmean, stdev
 
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig, load_finetune_recipe
@@ -77,23 +73,8 @@ def modality_of(recipe: FinetuneRecipe) -> str:
     return next(row.modalities[0] for row in recipe.rows if row.modalities)
 
 
-def table(recipe: FinetuneRecipe, out: Path, metric: str) -> Iterator[str]:
-    """Yield the lines of a Markdown table: a strategy a row, a fraction of the labels a column."""
-    found: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for path in out.glob(f"{recipe.name}-*.json"):
-        kind, fraction, _ = path.stem.removeprefix(f"{recipe.name}-").rsplit("-", 2)
-        found[kind, float(fraction)].append(json.loads(path.read_text())[metric])
-    fractions = sorted({fraction for _, fraction in found})
-    yield "| strategy | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |"
-    yield "|---" * (1 + len(fractions)) + "|"
-    for kind in reversed(KINDS):
-        cells = [found.get((kind, fraction)) for fraction in fractions]
-        shown = [f"{fmean(c):.3f} ± {stdev(c):.3f}" if c and len(c) > 1 else "" for c in cells]
-        yield f"| {kind} | " + " | ".join(shown) + " |"
-
-
 def main() -> None:
-    """Measure, or print what was measured."""
+    """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
@@ -101,21 +82,15 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--rows", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--jobs", type=int, default=1, help="processes that fit side by side")
-    parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--metric", default="mae")
     options = parser.parse_args()
     overrides = tuple(options.set)
     recipe = load_finetune_recipe(Path(options.recipe), overrides)
-    if not options.table:
-        options.out.mkdir(parents=True, exist_ok=True)
-        parts = [Part(kind, f, seed) for f in options.fractions for kind in KINDS for seed in SEEDS]
-        todo = [p for p in parts if p.kind in options.rows and not p.file(recipe, options.out).exists()]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-            fits = [pool.submit(measure, options.recipe, overrides, options.out, part) for part in todo]
-            for fit in as_completed(fits):
-                print(fit.exception() or fit.result(), file=sys.stderr, flush=True)
-    print("\n".join(table(recipe, options.out, options.metric)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = [Part(kind, fraction, seed) for fraction in options.fractions for kind in KINDS for seed in SEEDS]
+    todo = [part for part in parts if part.kind in options.rows and not part.file(recipe, options.out).exists()]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for fit in as_completed([pool.submit(measure, options.recipe, overrides, options.out, p) for p in todo]):
+            print(fit.exception() or fit.result(), flush=True)
 
 
 if __name__ == "__main__":
