@@ -54,6 +54,14 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
 
 
+def test_every_test_that_the_proofs_name_exists() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "proofs.md").read_text()))
+    assert len(named) > 80
+    for path, test in sorted(named):
+        text = (ROOT / (path if path.startswith("tests/") else f"tests/unit/{path}")).read_text()
+        assert re.search(rf"def {test}\(", text), f"{path}::{test}"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "data").glob("*.toml")), ids=lambda path: path.stem)
 def test_a_build_recipe_is_valid(path: Path) -> None:
     assert parse(BuildRecipe, tomllib.loads(path.read_text()), where=str(path)).features()
