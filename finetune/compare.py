@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, cast
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
+from finetune.accelerators import start_accelerator
 from finetune.adapt.base import Adaptation
-from finetune.calibration import Calibration, Task
+from finetune.champion import Best, Champion, measured
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
+from finetune.fold_data import fold_data
 from finetune.head_rows import check_head
 from finetune.heads.base import HEADS
-from finetune.metrics import LOWER_IS_BETTER, SELECTION, better, evaluate, worst
+from finetune.metrics import LOWER_IS_BETTER, SELECTION
 from finetune.pair_data import PairData
-from finetune.prediction import Prediction
-from finetune.predictor import Predictor, PredictorInfo, write_predictor
+from finetune.predictor import PredictorInfo, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
+from finetune.results import Result
 from finetune.rows import RowFitter
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
@@ -41,52 +35,6 @@ from shards.sealed import SEAL, sha256
 
 DETERMINISTIC = {"mean", "linear_probe", "knn"}
 REPORT = "report"
-
-
-@dataclass(frozen=True)
-class Best:
-    """The predictor that is registered: its score on the validation part, and how it was made."""
-
-    score: float
-    predictor: Predictor
-    row: RowConfig
-    adaptation: Adaptation
-    metrics: dict[str, Any]
-
-
-@dataclass
-class Result:
-    """One row of the table.
-
-    Attributes
-    ----------
-    row : RowConfig
-        Strategy and modalities.
-    validation, test : list of dict
-        Metrics, one dict a seed.
-    predictions, targets : ndarray
-        Test predictions of the first seed and their targets, for the parity plot.
-    """
-
-    row: RowConfig
-    validation: list[dict[str, float]] = field(default_factory=list)
-    test: list[dict[str, float]] = field(default_factory=list)
-    predictions: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    targets: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    def summary(self) -> dict[str, Any]:
-        """Return strategy, modalities, and mean and standard deviation over the seeds of every metric."""
-        table: dict[str, Any] = {
-            "strategy": self.row.label,
-            "modalities": list(self.row.modalities),
-            "seeds": len(self.test),
-        }
-        for part, runs in (("val", self.validation), ("test", self.test)):
-            for metric in runs[0]:
-                values = [run[metric] for run in runs]
-                table[f"{part}_{metric}"] = fmean(values)
-                table[f"{part}_{metric}_std"] = stdev(values) if len(values) > 1 else 0.0
-        return table
 
 
 class Comparison:
@@ -121,30 +69,43 @@ class Comparison:
             shards, *overlays = map(locate, (recipe.data, *recipe.overlays))
         self.dataset = Dataset(shards, overlays=overlays)
         check_schema(self.export.specs, self.dataset, modalities)
-        self._check_split()
-        of_rows = TargetData if recipe.pairs is None else partial(PairData, pairs=recipe.pairs)
-        self.data = of_rows(
-            self.dataset,
-            recipe.split,
-            recipe.targets,
-            recipe.optim.batch_size,
-            self.accelerator,
-            as_evaluated=as_evaluated(self.export.recipe, self.export.specs),
-            delta=recipe.deltas,
-            unlabelled=recipe.consistency is not None and recipe.consistency.unlabelled,
-        )
-        known = self.data.targets["train"]
+        self.pretrained_on_these = self._check_split()
+        self.fitters = {
+            fold: RowFitter(recipe, self.export, data, self.accelerator, self.task)
+            for fold, data in self._data().items()
+        }
+        # of the split, or of the first fold
+        self.fitter = next(iter(self.fitters.values()))
+        self.data = self.fitter.data
+        self.champion = Champion(recipe, self.task)
+
+    def _data(self) -> dict[str, TargetData]:
+        """Return the labelled rows of the split, under no name, or of every fold under its own."""
+        recipe = self.recipe
+        options: dict[str, Any] = {
+            "as_evaluated": as_evaluated(self.export.recipe, self.export.specs),
+            "delta": recipe.deltas,
+            "unlabelled": recipe.consistency is not None and recipe.consistency.unlabelled,
+        }
+        rest = (recipe.targets, recipe.optim.batch_size, self.accelerator)
+        found: dict[str, TargetData]
+        if recipe.folds is not None:
+            found = fold_data(recipe.folds, self.dataset, *rest, **options)
+        elif recipe.pairs is not None:
+            found = {"": PairData(self.dataset, recipe.split, *rest, pairs=recipe.pairs, **options)}
+        else:
+            found = {"": TargetData(self.dataset, recipe.split, *rest, **options)}
+        known = torch.cat([rows for data in found.values() for rows in data.targets.values()])
         if self.task == "classification" and not set(known[~known.isnan()].tolist()) <= {0.0, 1.0}:
             raise ConfigError(
                 f"'{', '.join(recipe.targets)}' is no class: its values are not 0 and 1", do="head.kind=regression"
             )
-        self.fitter = RowFitter(recipe, self.export, self.data, self.accelerator, self.task)
-        self._best: Best | None = None
+        return found
 
     @property
     def best_row(self) -> RowConfig | None:
         """The registered row: the best by validation among those that use pretrained encoders."""
-        return self._best.row if self._best else None
+        return self.champion.best.row if self.champion.best else None
 
     def run(self) -> list[Result]:
         """Fit and measure every row."""
@@ -157,8 +118,8 @@ class Comparison:
             if main:
                 self._save(results)
                 tracker.files(self.out / REPORT, REPORT)
-            if main and self._best is not None:
-                self._register(tracker)
+            if main and self.champion.best is not None:
+                self._register(tracker, self.champion.best)
         return results
 
     def _row(self, row: RowConfig, tracker: Tracker) -> Result:
@@ -166,39 +127,45 @@ class Comparison:
         plan = row.plan()
         # what neither the seed's labels nor the seed's weights change is fitted once
         once = row.label_fraction == 1 and plan.kind in DETERMINISTIC
-        for seed in self.recipe.seeds[:1] if once else self.recipe.seeds:
-            outcome = self.fitter.fit(row, seed)
-            result.validation.append(outcome.validation)
-            result.test.append(evaluate(self.task, outcome.predictions, outcome.targets))
-            if not result.predictions.size:
-                result.predictions, result.targets = outcome.predictions.numpy(), outcome.targets.numpy()
-            if isinstance(plan, Adaptation) and plan.pretrained and outcome.predictor is not None:
-                self._remember(outcome.validation, outcome.predictor, row, plan)
+        seeds = self.recipe.seeds[:1] if once else self.recipe.seeds
+        candidate = isinstance(plan, Adaptation) and plan.pretrained and self.champion.wanted
+        for fold, fitter in self.fitters.items():
+            outcomes = []
+            for seed in seeds:
+                outcomes.append(fitter.fit(row, seed))
+                result.add(fold, seed, outcomes[-1], self.task)
+                if candidate:
+                    self.champion.show(row, cast(Adaptation, plan), fold, seed, outcomes[-1])
+            if self.recipe.ensemble is not None:
+                result.add_together(outcomes, self.recipe.ensemble.how, self.task)
+        if candidate:
+            self.champion.close(row, cast(Adaptation, plan))
+        self._tell(result, tracker)
+        return result
+
+    def _tell(self, result: Result, tracker: Tracker) -> None:
+        row = result.row
         summary = result.summary()
         name = re.sub(r"[^\w.]+", "-", "_".join([row.label, *row.modalities]))
         tracker.metrics({f"{name}/{k}": v for k, v in summary.items() if isinstance(v, float)}, 0)
+        for number, line in enumerate(result.by_fold() if self.recipe.folds else ()):
+            tracker.metrics({f"{name}/fold_{k}": v for k, v in line.items() if isinstance(v, float)}, number)
         metric = SELECTION[self.task]
         self.report(
             f"{'+'.join(self.recipe.targets)}  {row.label:8} {'+'.join(row.modalities):40} "
             f"test {metric} {summary[f'test_{metric}']:.4f} +- {summary[f'test_{metric}_std']:.4f}"
         )
-        return result
-
-    def _remember(
-        self, validation: dict[str, float], predictor: Predictor, row: RowConfig, adaptation: Adaptation
-    ) -> None:
-        metric = SELECTION[self.task]
-        best = self._best.score if self._best else worst(metric)
-        if better(metric, validation[metric], best):
-            metrics = {f"val_{name}": value for name, value in validation.items()}
-            self._best = Best(validation[metric], copy.deepcopy(predictor).cpu(), row, adaptation, metrics)
 
     def _save(self, results: list[Result]) -> None:
         """Write the table as JSON and CSV, and the parity plot of the row that is registered."""
         folder = self.out / REPORT
         folder.mkdir(parents=True, exist_ok=True)
         table = [result.summary() for result in results]
-        write_json(folder / "table.json", {"target": "+".join(self.recipe.targets), "rows": table})
+        about: dict[str, Any] = {"target": "+".join(self.recipe.targets)}
+        if self.recipe.folds is not None:
+            about["pretrained_on_held_out"] = self.pretrained_on_these
+            write_csv(folder / "folds.csv", [line for result in results for line in result.by_fold()])
+        write_json(folder / "table.json", {**about, "rows": table})
         write_csv(folder / "table.csv", [{**row, "modalities": "+".join(row["modalities"])} for row in table])
         for result in results:
             if result.row == self.best_row and self.task == "regression":
@@ -206,98 +173,88 @@ class Comparison:
                 for i, name in enumerate(self.recipe.targets):
                     parity_plot(folder, name, label, result.targets[:, i], result.predictions[:, i])
 
-    def _register(self, tracker: Tracker) -> None:
-        assert self._best is not None
-        best, recipe = self._best, self.recipe
+    def _register(self, tracker: Tracker, best: Best) -> None:
+        recipe = self.recipe
+        metrics, calibration = measured(best, recipe, self._rows(), self.task)
         info = PredictorInfo(
-            targets=recipe.targets,
+            targets=self.data.names,
             task=self.task,
             modalities=best.row.modalities,
             head=self.head_options.model_dump(mode="json"),
             foundation=recipe.model,
             foundation_seal=self.seal,
             strategy=best.row.label,
-            metrics=best.metrics,
+            metrics=metrics,
             adaptation=best.adaptation.model_dump(mode="json"),
             fusion=best.row.fusion,
             delta=recipe.deltas,
             start=best.row.start,
-            calibration=self._calibration(best),
+            calibration=calibration,
+            members=len(best.members),
+            how="mean" if recipe.ensemble is None else recipe.ensemble.how,
         )
         folder = self.out / "predictor"
         write_predictor(folder, best.predictor, self.export, info)
         metric = SELECTION[self.task]
+        score = metrics[f"val_{metric}"]
+        about = {"strategy": best.row.label, "modalities": ",".join(best.row.modalities)}
         uri = tracker.register(
             folder,
             recipe.register_as or recipe.name,
-            score=-best.score if metric in LOWER_IS_BETTER else best.score,
-            parameters={
-                "strategy": best.row.label,
-                "modalities": ",".join(best.row.modalities),
-                "foundation": recipe.model,
-            },
+            score=-score if metric in LOWER_IS_BETTER else score,
+            parameters={**about, "foundation": recipe.model, "members": len(best.members)},
             contest={
                 "data": self.dataset.manifest.name,
                 "data_sha256": self.dataset.sha256,
-                "split": recipe.split,
+                "split": recipe.split if recipe.folds is None else f"folds {recipe.folds.model_dump_json()}",
                 "metric": f"validation {metric} of {'+'.join(recipe.targets)}",
                 **self.data.contest,
             },
         )
+        for member in best.members if recipe.ensemble else ():
+            values = {f"val_{k}": v for k, v in member.validation.items()}
+            values |= {f"test_{k}": v for k, v in member.test.items()}
+            name = "-".join(filter(None, [recipe.name, member.fold.replace(" ", "-"), f"seed-{member.seed}"]))
+            tracker.member(name, {**about, "fold": member.fold or recipe.split, "seed": member.seed}, values)
         if uri:
             self.report(f"registered {uri}")
 
-    def _calibration(self, best: Best) -> dict[str, Any]:
-        """Fit intervals, or the temperature of probabilities, to the validation part."""
-        batches = self.data.batches(best.row.modalities, "val", self.recipe.deltas)
-        prediction = Prediction.join([best.predictor.predict(batch.to("cpu")) for batch in batches])
-        targets = self.data.parts["val"].targets
-        task = cast(Task, self.task)
-        found = Calibration.fit(prediction, targets, level=self.recipe.interval, task=task)
-        return found.model_dump(mode="json")
+    def _rows(self) -> dict[str, TargetData]:
+        return {fold: fitter.data for fold, fitter in self.fitters.items()}
 
-    def _check_split(self) -> None:
-        """Refuse to test on what the model was pretrained on: the same data (or part of a mix) under another split."""
+    def _check_split(self) -> bool:
+        """Refuse to test on what a model was pretrained on: the same data (or part of a mix) under another split.
+
+        Of folds, say whether it was, where the recipe allows it.
+        """
         if self.recipe.pairs is not None and self.recipe.pairs.leave == "pair":
             # materials are not divided at all
-            return
-        seen = set(self.export.metrics["data_contents"])
-        if seen & set(self.dataset.contents) and self.export.recipe.data.split != self.recipe.split:
+            return False
+        models = {self.recipe.model: self.export}
+        for row in self.recipe.rows:
+            plan = row.plan()
+            if isinstance(plan, Adaptation):
+                models |= plan.check_data(row.modalities, self.dataset)
+        contents = set(self.dataset.contents)
+        seen = [uri for uri, export in models.items() if contents & set(export.metrics["data_contents"])]
+        if self.recipe.folds is None:
+            for uri in seen:
+                self._check_same_split(uri, models[uri])
+        elif seen and self.recipe.folds.seen == "error":
             raise ConfigError(
-                f"the model was pretrained on split '{self.export.recipe.data.split}' of this data set",
+                f"the model '{seen[0]}' was pretrained on this data set",
+                where="folds",
+                why="every fold would be tested on materials that the encoders have seen, though not their labels",
+                do="pretrain on other data, use the split of the pretraining, or say so: folds.seen = 'allow'",
+            )
+        return bool(seen)
+
+    def _check_same_split(self, uri: str, export: Export) -> None:
+        split, whose = export.recipe.data.split, "the model" if uri == self.recipe.model else f"the expert '{uri}'"
+        if split != self.recipe.split:
+            raise ConfigError(
+                f"{whose} was pretrained on split '{split}' of this data set",
                 where="split",
                 why=f"the test part of '{self.recipe.split}' holds materials that it has seen",
-                do=f"--set split={self.export.recipe.data.split}",
+                do=f"--set split={split}",
             )
-
-
-def start_accelerator(recipe: FinetuneRecipe) -> Accelerator:
-    """Return accelerate's view of ranks and devices; under its DeepSpeed plug-in, with what that must know."""
-    # staged unfreezing leaves parameters out at first: their gradients must not be waited for
-    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    has_gpu = torch.cuda.is_available()
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if not has_gpu and deepspeed:
-        # accelerate's own start would have DeepSpeed compile an extension, which takes minutes
-        from pretrain.engine import start_process_group
-
-        start_process_group()
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    # without `cpu`, accelerate takes the ranks of a CPU launch for strangers; with it, it leaves DeepSpeed out
-    accelerator = Accelerator(cpu=not has_gpu and not deepspeed, kwargs_handlers=handlers)
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        if recipe.optim.accumulate > 1:
-            raise ConfigError(
-                "batches are not accumulated under DeepSpeed here",
-                where="optim.accumulate",
-                do="raise optim.batch_size",
-            )
-        micro = max(1, recipe.optim.batch_size // accelerator.num_processes)
-        plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": micro,
-            "train_batch_size": micro * accelerator.num_processes,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": recipe.optim.grad_clip,
-        }
-    return accelerator

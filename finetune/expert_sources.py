@@ -117,18 +117,18 @@ class Source:
         }
 
 
-def check_experts(models: Iterable[str], modalities: Sequence[str], dataset: Dataset) -> list[tuple[str, Export]]:
-    """Load every expert of a row once, before anything is trained; return the pretrained models among them.
+def check_experts(models: Iterable[str], modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
+    """Load every expert of a row once, before anything is trained; return the pretrained models among them, by URI.
 
     Raises
     ------
     ConfigError, DataError
         Where one cannot be had, or reads other features than the data set holds.
     """
-    pretrained = []
+    pretrained = {}
     for uri in models:
         source = Source.load(uri, modalities)
         check_schema(source.export.specs, dataset, source.modalities)
         if source.info is None:
-            pretrained.append((uri, source.export))
+            pretrained[uri] = source.export
     return pretrained

@@ -73,8 +73,8 @@ class FoldData(TargetData):
 
 def fold_data(
     plan: RecipeFolds, dataset: Dataset, targets: tuple[str, ...], *args: Any, **options: Any
-) -> list[TargetData]:
-    """Return the data of every fold; ``args`` and ``options`` as `TargetData` takes them after the targets.
+) -> dict[str, TargetData]:
+    """Return the data of every fold by its name; ``args`` and ``options`` as `TargetData` takes them after the targets.
 
     The folds divide the samples that have any of the targets, or all of them where ``unlabelled`` ones take part.
     """
@@ -88,10 +88,10 @@ def fold_data(
     ]
     everything = np.array(rows, np.int64)
     common: dict[str, Any] = {"everything": everything, "shared": {}, "by": plan.by}
-    found: list[TargetData] = []
+    found: dict[str, TargetData] = {}
     for fold in fold_parts(plan, dataset, everything):
         try:
-            found.append(FoldData(dataset, fold, targets, *args, **common, **options))
+            found[fold.name] = FoldData(dataset, fold, targets, *args, **common, **options)
         except DataError as error:
             raise DataError(
                 f"{fold.name}: {error.what}", where=error.where, why=error.why, do="fewer folds, or a greater folds.val"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.featurizer import MakeJoin
     from finetune.predictor import Predictor
+    from pretrain.export import Export
+    from shards.reader import Dataset
 
 Group = dict[str, Any]
 
@@ -40,6 +42,10 @@ class Adaptation(Options):
 
     def check(self) -> None:
         """Raise `ConfigError` where the options do not go together."""
+
+    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
+        """Raise an error where models of its own do not read a data set; return by URI those that were pretrained."""
+        return {}
 
     def encoders_of(self, modalities: Sequence[str], stored: Sequence[Mapping[str, Any]] | None = None) -> nn.Module:
         """Return encoders and join of an adaptation that brings its own; ``stored``: what a predictor says of them."""

@@ -14,6 +14,8 @@ from finetune.experts import Experts, ExpertsConfig, check_gate
 if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.predictor import Predictor
+    from pretrain.export import Export
+    from shards.reader import Dataset
 
 
 @ADAPTATIONS.register("experts")
@@ -36,6 +38,12 @@ class MixtureOfExperts(Adaptation, ExpertsConfig):
     def check(self) -> None:
         """Raise `ConfigError` where the gate cannot select among the experts."""
         check_gate(len(self.models), self)
+
+    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
+        """Load every expert once, before anything is trained."""
+        from finetune.expert_sources import check_experts
+
+        return check_experts(self.models, modalities, dataset)
 
     def encoders_of(self, modalities: Sequence[str], stored: Sequence[Mapping[str, Any]] | None = None) -> Experts:
         """Return the mixture: its experts with their weights, or, of a predictor that is read, as they are stored."""
