@@ -15,7 +15,7 @@ from finetune.champion import Best, Champion, measured
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
 from finetune.fold_data import fold_data
-from finetune.head_rows import check_head
+from finetune.head_rows import check_head, check_inputs
 from finetune.heads.base import HEADS
 from finetune.metrics import LOWER_IS_BETTER, SELECTION
 from finetune.pair_data import PairData
@@ -24,6 +24,7 @@ from finetune.registry import resolve
 from finetune.report import parity_plot
 from finetune.results import Result
 from finetune.rows import RowFitter
+from finetune.targets import grouped
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
@@ -77,6 +78,7 @@ class Comparison:
         # of the split, or of the first fold
         self.fitter = next(iter(self.fitters.values()))
         self.data = self.fitter.data
+        check_inputs(recipe, self.data.found)
         self.champion = Champion(recipe, self.task)
 
     def _data(self) -> dict[str, TargetData]:
@@ -86,6 +88,7 @@ class Comparison:
             "as_evaluated": as_evaluated(self.export.recipe, self.export.specs),
             "delta": recipe.deltas,
             "unlabelled": recipe.consistency is not None and recipe.consistency.unlabelled,
+            "components": HEADS.get(self.head_options.kind).parts_of,
         }
         rest = (recipe.targets, recipe.optim.batch_size, self.accelerator)
         found: dict[str, TargetData]
@@ -170,8 +173,9 @@ class Comparison:
         for result in results:
             if result.row == self.best_row and self.task == "regression":
                 label = f"{result.row.label}, {'+'.join(result.row.modalities)}, test"
-                for i, name in enumerate(self.recipe.targets):
-                    parity_plot(folder, name, label, result.targets[:, i], result.predictions[:, i])
+                # all components of a tensor or a spectrum go into one plot
+                for name, columns in grouped(self.data.names).items():
+                    parity_plot(folder, name, label, result.targets[:, columns], result.predictions[:, columns])
 
     def _register(self, tracker: Tracker, best: Best) -> None:
         recipe = self.recipe

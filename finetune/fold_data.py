@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from finetune.data import PARTS, TargetData
 from finetune.encodings import EncodedRows
 from finetune.featurizer import Featurizer
 from finetune.fold_parts import FoldParts, RecipeFolds, fold_parts, groups_of
-from shards.errors import ConfigError, DataError, suggest
+from finetune.targets import find_target
+from shards.errors import DataError
 from shards.reader import Dataset
 
 
@@ -78,13 +80,13 @@ def fold_data(
 
     The folds divide the samples that have any of the targets, or all of them where ``unlabelled`` ones take part.
     """
-    for name in targets:
-        if name not in dataset.manifest.labels:
-            raise ConfigError(f"the data set has no label '{name}'", why=suggest(name, dataset.manifest.labels))
+    found_targets = [find_target(name, dataset, options["components"]) for name in targets]
+    bare = dataset.select([target.name for target in found_targets if target.modality])
     rows = [
         number
-        for number, sample in enumerate(dataset.select([]))
-        if options.get("unlabelled") or any(name in sample.labels for name in targets)
+        for number, sample in enumerate(bare)
+        if options.get("unlabelled")
+        or any(not isnan(value) for target in found_targets for value in target.values(sample))
     ]
     everything = np.array(rows, np.int64)
     common: dict[str, Any] = {"everything": everything, "shared": {}, "by": plan.by}

@@ -47,7 +47,7 @@ class Result:
         """Take note of one run."""
         self.runs.append((fold, seed))
         self.validation.append(outcome.validation)
-        self.test.append(evaluate(task, outcome.predictions, outcome.targets))
+        self.test.append(evaluate(task, outcome.predictions, outcome.targets) | outcome.scores)
         if not self.predictions.size:
             self.predictions, self.targets = outcome.predictions.numpy(), outcome.targets.numpy()
 
