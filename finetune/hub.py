@@ -1,8 +1,8 @@
 """Models on the Hugging Face hub: down, verified against their sealed hashes, and up, as safetensors, config and card.
 
 A model that is published here is a sealed folder as `finetune.load` reads it, with a ``config.json`` and ``README.md``
-beside the rest. Of a repository only what its seal names is fetched, and nothing but safetensors, JSON and Markdown:
-no pickle, no code.
+beside the rest. Of a repository only what its seal names is fetched, and nothing but what an export has: no pickle, no
+code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    ModelCard,
+    PyTorchModelHubMixin,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -25,14 +32,17 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
+from finetune.registry.contents import FILES
 from pretrain.export import CARD, WEIGHTS, contiguous
 from shards.cache import cache_folder
 from shards.errors import CheckpointError, MatloomError, RegistryError
+from shards.quoting import printable
 from shards.sealed import SEAL, sealing, verify
 
 SCHEME = "hf://"
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-ALLOWED = (".safetensors", ".json", ".md")
+# seconds until a hub that does not answer is away
+PATIENCE_S = 5.0
 CONFIG, README = "config.json", "README.md"
 
 
@@ -62,11 +72,17 @@ def download(uri: str, *, token: str | bool | None = None) -> Path:
     match = REPOSITORY.fullmatch(uri.removeprefix(SCHEME))
     if match is None:
         raise RegistryError(f"'{uri}' names no model of a hub", do="write hf://organisation/name, or add @revision")
+    endpoint = os.environ.get("HF_ENDPOINT")
     options: dict[str, Any] = {
         "cache_dir": cache_folder() / "hub",
-        "endpoint": os.environ.get("HF_ENDPOINT"),
+        "endpoint": endpoint,
         "library_name": "matloom",
         "token": token,
+        # the library would ask six times, and wait in between
+        "local_files_only": not _reachable(
+            hf_hub_url(match["repo"], SEAL, revision=match["revision"], endpoint=endpoint)
+        ),
+        "etag_timeout": PATIENCE_S,
     }
     try:
         seal = Path(hf_hub_download(match["repo"], SEAL, revision=match["revision"], **options))
@@ -82,18 +98,30 @@ def download(uri: str, *, token: str | bool | None = None) -> Path:
     return folder
 
 
+def _reachable(url: str) -> bool:
+    """Say whether the hub answers anything at all."""
+    try:
+        get_session().head(url, timeout=PATIENCE_S)
+    except Exception:
+        # whatever library the hub's client stands on
+        return False
+    return True
+
+
 def _sealed_names(seal: Path, uri: str) -> list[str]:
-    """Return the names in a seal that may be fetched, as patterns that match these alone."""
+    """Return the names in a seal, of which every one may be fetched."""
     try:
         names = list(json.loads(seal.read_text())["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError("the seal is damaged", where=uri, why=repr(error)) from None
     for name in names:
-        if not isinstance(name, str) or not name.endswith(ALLOWED) or "/" in name:
+        if not isinstance(name, str) or name not in FILES:
             raise CheckpointError(
-                f"the model holds '{name}'", where=uri, why=f"nothing but {', '.join(ALLOWED)} is ever fetched"
+                f"the model holds '{printable(name)}'",
+                where=uri,
+                why=f"nothing but {', '.join(sorted(FILES))} is ever fetched",
             )
-    return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+    return names
 
 
 def _refused(uri: str, error: Exception) -> RegistryError:
@@ -143,7 +171,8 @@ class HubModel(
         self.network: nn.Module = (
             self.model.predictor if isinstance(self.model, PropertyModel) else cast(nn.Module, self.model.model)
         )
-        others = (path for path in sorted(Path(folder).iterdir()) if path.name not in (WEIGHTS, SEAL))
+        # a folder of one's own may hold more, which stays where it is
+        others = (path for path in sorted(Path(folder).iterdir()) if path.name in FILES - {WEIGHTS, SEAL})
         self.files = {path.name: path.read_bytes() for path in others}
         self._hub_mixin_config = self._config()
 
@@ -184,7 +213,9 @@ class HubModel(
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """Return the model's own card under the table of metadata that the hub reads."""
         metadata = self._hub_mixin_info.model_card_data.to_yaml()
-        return ModelCard(f"---\n{metadata}\n---\n\n{self.files.get(CARD, b'').decode()}")
+        # pages show the card: what another model's holds is no markup of ours, and no control of a terminal
+        card = printable(self.files.get(CARD, b"").decode(errors="replace"), lines=True, most=0)
+        return ModelCard(f"---\n{metadata}\n---\n\n{card.replace('<', '&lt;')}")
 
     def _config(self) -> dict[str, Any]:
         """Return what one may want to know of a model without loading it."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.options import Json, Uri, show
+from shards.quoting import printable
 
 if TYPE_CHECKING:
     from finetune.registry.entries import Entry
+    from pretrain.claim import Promotion
 
 registry_app = typer.Typer(help="List, fetch, verify and promote registered models.", no_args_is_help=True)
 
@@ -53,17 +55,19 @@ def show_(name: Name, alias: Alias = CHAMPION, as_json: Json = False) -> None:
         return
     show(rows, False, _line)
     for record in past:
-        told = f"{record['number']}. {_when(record['time_ms'])}  {alias} -> {record['version']}"
-        typer.echo(
-            f"{told} (before: {record['previous'] or 'none'}) by {_plain(record['who'])}: {_plain(record['why'])}"
-            + (f" ({_plain(record['metric'])})" if record["metric"] else "")
+        who, why, metric, now, before = (
+            printable(record[key]) for key in ("who", "why", "metric", "version", "previous")
         )
+        when = _when(record["time_ms"])
+        told = f"{record['number']}. {when}  {alias} -> {now} (before: {before or 'none'}) by {who}: {why}"
+        typer.echo(f"{told} ({metric})" if metric else told)
 
 
 @registry_app.command()
 def pull(
     uri: Uri,
     out: Annotated[Path | None, typer.Option(help="Copy there; default: the offline cache alone.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Fetch a model, verified against its sealed hashes, for use without the server."""
     import shutil
@@ -79,7 +83,8 @@ def pull(
             # the copy is what is used: it is checked itself before it is sealed anew
             check_contents(stage, seal=sha256(folder / SEAL))
             (stage / SEAL).unlink()
-    typer.echo(str(out or folder))
+    told = {"uri": uri, "folder": str(out or folder), "seal": sha256((out or folder) / SEAL)}
+    typer.echo(json.dumps(told, indent=1) if as_json else told["folder"])
 
 
 @registry_app.command()
@@ -89,21 +94,20 @@ def promote(
     why: Why,
     alias: Alias = CHAMPION,
     metric: Annotated[str | None, typer.Option(help="A metric of it that decided.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Let an alias point to a version; who, when and why go into the history."""
     from finetune.registry.promotions import promote_version
 
-    record = promote_version(name, version, alias=alias, why=why, metric=metric)
-    typer.echo(f"{alias} of {name}: {record.previous or 'none'} -> {record.version}")
+    _tell(name, promote_version(name, version, alias=alias, why=why, metric=metric), as_json)
 
 
 @registry_app.command()
-def rollback(name: Name, why: Why, alias: Alias = CHAMPION) -> None:
+def rollback(name: Name, why: Why, alias: Alias = CHAMPION, as_json: Json = False) -> None:
     """Let an alias point to the version before."""
     from finetune.registry.promotions import rollback as go_back
 
-    record = go_back(name, alias=alias, why=why)
-    typer.echo(f"{alias} of {name}: {record.previous} -> {record.version}")
+    _tell(name, go_back(name, alias=alias, why=why), as_json)
 
 
 @registry_app.command()
@@ -123,12 +127,20 @@ def verify(
             rows.append({"uri": one, "ok": True, "why": ""})
         except MatloomError as error:
             rows.append({"uri": one, "ok": False, "why": str(error)})
-    show(
-        rows,
-        as_json,
-        lambda row: f"{'ok     ' if row['ok'] else 'REFUSED'}  {row['uri']}  {_plain(row['why'])}".rstrip(),
-    )
+    show(rows, as_json, _verdict)
     raise typer.Exit(0 if all(row["ok"] for row in rows) else 4)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    why = printable(" ".join(row["why"].split()), most=1000)
+    return f"{'ok     ' if row['ok'] else 'REFUSED'}  {printable(row['uri'])}  {why}".rstrip()
+
+
+def _tell(name: str, record: Promotion, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"name": name, **asdict(record)}, indent=1))
+    else:
+        typer.echo(printable(f"{record.alias} of {name}: {record.previous or 'none'} -> {record.version}"))
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -139,13 +151,13 @@ def _line(row: dict[str, Any]) -> str:
     marks = " ".join(f"@{alias}" for alias in row["aliases"])
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(row["metrics"].items())[:4])
     reads = row["tags"].get("modalities") or row["parameters"].get("modalities", "")
-    return _plain(f"{row['uri']:40} {marks:12} {_when(row['created_ms'])}  {reads}  {metrics}".rstrip())
+    marks, reads, metrics = map(printable, (marks, reads, metrics))
+    return f"{printable(row['uri']):40} {marks:12} {_when(row['created_ms'])}  {reads}  {metrics}".rstrip()
 
 
 def _when(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_ms / 1000))
-
-
-def _plain(text: str) -> str:
-    """Return what somebody else wrote without what would move the cursor or colour the terminal."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_ms / 1000))
+    except (OverflowError, ValueError, OSError):
+        # what somebody wrote is no time
+        return "????-??-?? ??:??"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.registry.store import asking, every, versions_of
+from finetune.registry.store import asking, every, known, versions_of
 from shards.errors import ConfigError, RegistryError
 
 DIGEST = "data_sha256"
@@ -64,9 +64,9 @@ def entries(name: str | None = None) -> list[Entry]:
     with asking("the registry cannot be read", about=name or "") as client:
         models = [client.get_registered_model(name)] if name else every(client.search_registered_models)
         aliases = {model.name: dict(model.aliases) for model in models}
-        found = []
-        for model in models:
-            found += [_entry(client, version, aliases[model.name]) for version in versions_of(client, model.name)]
+        # all at once: a name that no filter can hold would keep the others from being read
+        versions = versions_of(client, name) if name else every(client.search_model_versions)
+        found = [_entry(client, version, aliases.get(version.name, {})) for version in versions]
     return sorted(found, key=lambda entry: (entry.name, -int(entry.version)))
 
 
@@ -149,7 +149,7 @@ def _known(entry: Entry) -> dict[str, str]:
 def _entry(client: Any, version: Any, aliases: dict[str, Any]) -> Entry:
     source = (version.source or "").removeprefix("models:/")
     model_id = version.model_id or (source if source.startswith("m-") else "")
-    model = client.get_logged_model(model_id) if model_id else None
+    model = known(client.get_logged_model, model_id) if model_id else None
     return Entry(
         name=version.name,
         version=str(version.version),

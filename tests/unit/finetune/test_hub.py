@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from huggingface_hub import constants
 
 from finetune.hub import HubModel, download
 from finetune.loading import Foundation, PropertyModel, load
+from finetune.registry import resolve
+from finetune.registry.contents import FILES
 from shards.errors import CheckpointError, ConfigError, RegistryError
 from shards.reader import Dataset
-from shards.sealed import SEAL, verify
+from shards.sealed import SEAL, sealing, verify
 from tests.hub_server import Hub, hub
 from tests.unit.finetune.test_streaming import written
 
@@ -110,7 +113,7 @@ def test_a_damaged_file_is_refused_by_name(server: Hub, model: PropertyModel) ->
     download(REPO)
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "run.py", "../../escape.json", "a/b.json", "model.pkl"])
+@pytest.mark.parametrize("name", ["weights.bin", "run.py", "../../escape.json", "a/b.json", "model.pkl", "extra.json"])
 def test_a_seal_that_names_anything_else_fetches_nothing(name: str, server: Hub, model: PropertyModel) -> None:
     model.push_to_hub(REPO, token="hf_x")
     seal = json.loads(server.commits[REPO][-1][1][SEAL])
@@ -141,8 +144,43 @@ def test_without_a_connection_the_cache_is_taken(
     model.push_to_hub(REPO, token="hf_x")
     folder = download(REPO)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    # nobody listens there, and the library asks six times
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    # nobody listens there, and the library would ask six times
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("it is asked again"))
     assert download(REPO) == folder
     with pytest.raises(RegistryError, match="cannot be reached"):
         download("lab/none")
+
+
+@pytest.mark.parametrize("uri", ["runs/dem", "./dem", "../dem", "~/dem", "missing/best.safetensors", "runs/../dem"])
+def test_a_path_that_is_misspelt_is_looked_for_on_no_hub(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    monkeypatch.setattr("finetune.hub.download", lambda uri: pytest.fail("the hub is asked"))
+    with pytest.raises(RegistryError, match="there is no model folder") as error:
+        resolve(uri)
+    assert ("did you mean 'demo'" in str(error.value)) == (uri == "runs/dem") and "hf://" in str(error.value)
+
+
+def test_what_has_no_folder_here_is_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr("finetune.hub.download", lambda uri: asked.append(uri) or tmp_path)
+    for uri in ("lab/toy", "lab/toy@v1", "hf://lab/toy"):
+        resolve(uri)
+    (tmp_path / "lab").mkdir()
+    resolve("hf://lab/toy")
+    assert asked == ["lab/toy", "lab/toy@v1", "hf://lab/toy", "hf://lab/toy"]
+
+
+def test_a_card_is_no_markup(export_folder: Path, tmp_path: Path) -> None:
+    with sealing(tmp_path / "hostile") as stage:
+        shutil.copytree(export_folder, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SEAL))
+        (stage / "MODEL_CARD.md").write_bytes(b"# x\n<script>alert(1)</script>\x1b[2J\xff")
+        (stage / "notes.txt").write_text("mine")
+    HubModel(str(tmp_path / "hostile")).save_pretrained(tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "&lt;script>" in text and "<script" not in text and "\x1b" not in text
+    # what no export has does not go out
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= FILES
