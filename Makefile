@@ -1,6 +1,7 @@
 # make demo: set up and run everything once on the embedded data.  make test: set up and run the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check clean
@@ -9,7 +10,7 @@ demo: $(STAMP)
 	$(VENV)/bin/matloom demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -10,15 +10,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from shards.locate import build_embedded
+from shards.locate import locate
 from shards.reader import Dataset
 from tests.synthetic import build_toy
+from tests.workers import pytest_xdist_make_scheduler  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is built or fetched on first use goes into a folder of this session, not into the user's."""
-    os.environ["MATLOOM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """What is built or fetched on first use goes into a folder of this session, not into the user's.
+
+    The workers of a session share it, as processes on a node do.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    os.environ["MATLOOM_CACHE"] = str(folder / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +41,9 @@ def toy(toy_folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def dft_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded data set as shards; read only."""
-    folder = tmp_path_factory.mktemp("data") / "dft_crystals"
-    build_embedded("dft_crystals", folder, workers=os.cpu_count() or 1)
-    return folder
+def dft_shards(cache: None) -> Path:
+    """The embedded data set as shards, built once for all; read only."""
+    return Path(locate("embedded:dft_crystals"))
 
 
 @pytest.fixture(scope="session")

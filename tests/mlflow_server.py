@@ -34,7 +34,9 @@ class MLflow:
     ) -> None:
         self.folder, self.port = folder, free_port()
         self.store = store or f"sqlite:///{folder}/server.db"
-        self.options, self.env = list(options), {**os.environ, **(env or {})}
+        # six processes of background jobs, which no test asks for, take as long to start as all the rest
+        jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.options, self.env = list(options), {**os.environ, **jobs, **(env or {})}
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 

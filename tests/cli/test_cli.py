@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def matloom(*arguments: object, code: int = 0) -> str:
+    """What a user starts."""
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", *map(str, arguments)],
         cwd=ROOT,
@@ -24,6 +27,13 @@ def matloom(*arguments: object, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def quick(*arguments: object, code: int = 0) -> str:
+    """The same command in a process that has imported torch already."""
+    found, told, errors = commands.matloom(*arguments, folder=ROOT, environment={"COLUMNS": "160"})
+    assert found == code, told + errors
+    return told if code == 0 else told + errors
 
 
 def test_help_names_every_command() -> None:
@@ -57,7 +67,7 @@ def test_config_show_writes_out_every_default() -> None:
 
 
 def test_config_schema_lists_plugins() -> None:
-    schema = json.loads(matloom("config", "schema"))
+    schema = json.loads(quick("config", "schema"))
     assert {"potnet", "comformer", "schnet", "visnet", "dmpnn", "vit3d", "image", "text"} <= set(schema["encoders"])
     assert {"concat", "gated", "gmca", "attention_bottleneck", "token_transformer"} <= set(schema["fusions"])
     assert {"anchored", "comm", "gram", "symile", "calmrl", "weighted_sum"} <= set(schema["objectives"])
@@ -73,7 +83,7 @@ def test_config_schema_lists_plugins() -> None:
 
 
 def test_dry_run_prints_the_launchers_command() -> None:
-    text = matloom("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--json")
+    text = quick("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--json")
     plan = json.loads(text)
     command = plan["command"]
     assert command[0].endswith("deepspeed") and command[1:3] == ["--num_accelerators", "2"]
@@ -104,7 +114,7 @@ def test_verify_names_the_damaged_shard(toy_folder: Path, tmp_path: Path) -> Non
 
 
 def test_doctor_finds_nothing_missing() -> None:
-    findings = {row["name"]: row for row in json.loads(matloom("doctor", "--json"))}
+    findings = {row["name"]: row for row in json.loads(quick("doctor", "--json"))}
     assert findings["torch"]["status"] == "ok" and "disk" in findings
     assert not [row for row in findings.values() if row["status"] == "missing"]
 
@@ -122,5 +132,5 @@ def test_every_recipe_is_valid(recipe: str) -> None:
 
 
 def test_the_objective_is_one_switch() -> None:
-    recipe = json.loads(matloom("config", "show", "recipes/demo.toml", "--set", "objective.kind=all_pairs"))
+    recipe = json.loads(quick("config", "show", "recipes/demo.toml", "--set", "objective.kind=all_pairs"))
     assert recipe["objective"]["kind"] == "all_pairs"

@@ -12,16 +12,18 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretrain.ports import free_port
 
-TIMEOUT_S = 180
+TIMEOUT_S = 300
 FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 # torch._dynamo comes with the first optimizer, torch._inductor with DeepSpeed's first ZeRO optimizer, the store of
 # MLflow with the first record, matplotlib with the last
+ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [
     "pretrain.train",
     "finetune.compare",
@@ -29,7 +31,21 @@ PRELOADED = [
     "torch._inductor.compile_fx",
     "mlflow.store.tracking.sqlalchemy_store",
     "matplotlib.figure",
+    # last: see there
+    "tests.distributed.frozen",
 ]
+
+
+def forking_context() -> Any:
+    """The context whose processes are forked from the server, which is running."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FIXED.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return context
 
 
 def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
@@ -39,21 +55,31 @@ def spawn(function: Callable[..., Any], world: int, *args: Any, timeout_s: float
     `torch.distributed.init_process_group` joins the group. The first rank that fails ends the others
     and raises here, with its number and traceback.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in FIXED.items():
-            patch.setenv(name, value)
-        forkserver.ensure_running()
-    port, pipes, processes = free_port(), [], []
-    for rank in range(world):
-        # the server has the environment of its own start, not that of the test
-        environment = {
-            **os.environ, **FIXED, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+    port = free_port()
+    places = [
+        {
+            "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }
+        for rank in range(world)
+    ]  # fmt: skip
+    return _fork(places, function, args, timeout_s)
+
+
+def apart(function: Callable[..., Any], *args: Any, timeout_s: float = TIMEOUT_S) -> Any:
+    """Run ``function(*args)`` in a process of its own that is no rank, and return its result."""
+    return _fork([{}], function, args, timeout_s)[0]
+
+
+def _fork(
+    environments: list[dict[str, str]], function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
+) -> list[Any]:
+    context = forking_context()
+    pipes, processes = [], []
+    for environment in environments:
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(theirs, environment, function, args))
+        # the server has the environment of its own start, not that of the test
+        process = context.Process(target=_run, args=(theirs, {**os.environ, **FIXED, **environment}, function, args))
         process.start()
         theirs.close()
         pipes.append(mine)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -15,12 +14,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pretrain.ports import free_port
-from tests.distributed.ranks import FIXED, PRELOADED, TIMEOUT_S, spawn
+from tests.distributed.ranks import FIXED, ROOT, TIMEOUT_S, forking_context, spawn
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
 PER_EPOCH = 3
 RECIPE = """
@@ -159,8 +156,7 @@ class Ranks:
     """
 
     def __init__(self, shop: Workshop, world: int, job: Sequence[str], patch: Callable[[], None] | None = None) -> None:
-        context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = forking_context()
         self.logs = [shop.folder / f"rank-{rank}.log" for rank in range(world)]
         port, self.processes = free_port(), []
         for rank in range(world):

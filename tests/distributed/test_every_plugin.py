@@ -127,7 +127,7 @@ def train(cases: list[tuple[str, str]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained() -> list[dict[str, Any]]:
-    return spawn(train, 2, CASES, timeout_s=250)
+    return spawn(train, 2, CASES)
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)

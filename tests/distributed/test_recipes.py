@@ -75,7 +75,7 @@ def train(paths: list[str], folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     paths = sorted(EMBEDDED, key=lambda path: path.stem != "demo")
-    return spawn(train, 2, [str(path) for path in paths], str(tmp_path_factory.mktemp("recipes")), timeout_s=280)[0]
+    return spawn(train, 2, [str(path) for path in paths], str(tmp_path_factory.mktemp("recipes")))[0]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in EMBEDDED])

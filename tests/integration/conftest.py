@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.ports import free_port
 from shards.sources.examples import write_examples
-from tests.integration.spine import ROOT, Spine
+from tests.integration.spine import BIN, ROOT, Spine
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +19,9 @@ def spine(tmp_path_factory: pytest.TempPathFactory, dft_shards: Path) -> Spine:
         "--config", ROOT / "recipes" / "demo.toml", "--set", f"data.path={dft_shards}",
         "--set", "optim.epochs=1", "--set", "optim.warmup_epochs=0",
     )  # fmt: skip
-    spine.matloom(
-        "finetune", ROOT / "recipes" / "demo-finetune.toml", "--set", f"data={dft_shards}", "--set", "seeds=[0]",
-        "--set", "optim.epochs=1", "--set", "optim.frozen_epochs=40",
+    spine.run(
+        BIN / "matloom", "finetune", ROOT / "recipes" / "demo-finetune.toml", "--set", f"data={dft_shards}",
+        "--set", "seeds=[0]", "--set", "optim.epochs=1", "--set", "optim.frozen_epochs=40",
     )  # fmt: skip
     write_examples(spine.folder, "GaN_wurtzite")
     return spine

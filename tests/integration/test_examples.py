@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pretrain.export import read_export
+from tests.distributed.ranks import TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,7 @@ def run_example(name: str, folder: Path) -> None:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     command = [sys.executable, str(ROOT / "docs" / "examples" / name), str(folder)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 

@@ -24,7 +24,7 @@ def _registry(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_predict_prints_a_value_with_its_unit(spine: Spine) -> None:
-    line = spine.matloom("predict", "models:/demo-formation-energy@champion", "GaN_wurtzite.cif")
+    line = spine.run(BIN / "matloom", "predict", "models:/demo-formation-energy@champion", "GaN_wurtzite.cif")
     assert "formation energy = " in line and line.rstrip().endswith("eV/atom")
     (row,) = spine.json("predict", "models:/demo-formation-energy@champion", "GaN_wurtzite.cif")
     assert row["unit"] == "eV/atom" and -6 < float(row["value"]) < 3
