@@ -30,6 +30,12 @@ from shards.executors import compute
 FORMAT = "matloom-stream-1"
 # Parquet readers leave out what begins with an underscore
 MANIFEST, SUMMARY, QUARANTINED = "_manifest.json", "_summary.json", "_quarantined.csv"
+# by which torchrun, MPICH and Intel MPI, Open MPI and MVAPICH say how many processes they have started
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+ALONE = (
+    "accelerate launch starts one process on CPUs, unless it is given an --mpirun_hostfile: this one computes all "
+    "parts; torchrun --nproc_per_node N starts several"
+)
 Say = Callable[[str], None]
 
 
@@ -103,8 +109,9 @@ def stream(
 ) -> Streamed:
     """Compute a task for all materials of a source.
 
-    Under ``accelerate launch`` (or torchrun) every rank takes consecutive parts; of an iterator, whose end is not
-    known, every so many-th part.
+    Under torchrun, ``accelerate launch`` or MPI every rank takes consecutive parts; of an iterator, whose end is not
+    known, every so many-th part. On CPUs ``accelerate launch`` starts one process, whatever its ``--num_processes``,
+    unless it is given an ``--mpirun_hostfile``.
 
     Parameters
     ----------
@@ -134,7 +141,7 @@ def stream(
     """
     if batch_size < 1 or part_size < 1:
         raise ConfigError("batch_size and part_size are 1 at least")
-    ranks, out = _Ranks.started(), out.resolve()
+    ranks, out = _Ranks.started(report), out.resolve()
     ranks.refuse_more(workers, scheduler)
     with ranks.first():
         found = incoming(source, task.specs, part_size)
@@ -204,12 +211,28 @@ class _Ranks:
     accelerator: Any = None
 
     @classmethod
-    def started(cls) -> _Ranks:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    def started(cls, report: Say) -> _Ranks:
+        """Ask accelerate, which knows the variables of torchrun and of MPI launchers."""
+        if not any(name in os.environ for name in WORLD_SIZES):
+            # set where several processes were asked for
+            if {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= os.environ.keys():
+                report(ALONE)
             return cls()
         from accelerate import Accelerator
+        from accelerate.utils.environment import get_cpu_distributed_information
 
+        found = get_cpu_distributed_information()
+        if found.world_size == 1:
+            return cls()
+        if found.world_size == found.local_world_size:
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        if accelerator.num_processes != found.world_size:
+            raise ConfigError(
+                f"{found.world_size} processes were started, which do not find each other",
+                why=f"accelerate knows of {accelerator.num_processes}",
+                do="torchrun --nproc_per_node N -m launch.cli ...",
+            )
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
     def refuse_more(self, workers: int, scheduler: str | None) -> None:

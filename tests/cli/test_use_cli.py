@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,19 +188,78 @@ def test_an_export_predicts_the_same() -> None:
     assert row == json.loads(matloom("embed", "foundation", "CCO", "--json"))[0]
 
 
+def launched(how: str, home: Path) -> list[str]:
+    """The command that starts two ranks of `matloom`."""
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
+    port = ["--main_process_port", str(free_port())]
+    if how == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port[1]]
+    elif how == "accelerate":
+        command = [*accelerate, "--multi_gpu", *port]
+    else:
+        if shutil.which("mpirun") is None:
+            pytest.skip("accelerate starts several processes by --cpu through mpirun, which is not installed")
+        (home / "hosts").write_text("localhost slots=2\n")
+        command = [*accelerate, "--cpu", "--mpirun_hostfile", str(home / "hosts"), *port]
+    return [*command, "-m", "launch.cli"]
+
+
+def as_alone(folder: str) -> bool:
+    """Whether the parts in a folder are those that one process wrote."""
+    return all((Path(folder) / p.name).read_bytes() == p.read_bytes() for p in Path("alone").glob("part-*.parquet"))
+
+
+@pytest.fixture
+def stream(home: Path) -> list[str]:
+    """A command; what it gives when one process computes it is in ``alone``."""
+    if not Path("alone").exists():
+        matloom("predict", "p", "--data", "cifs", "--out", "alone", "--part-size", 2)
+    return ["predict", "p", "--data", "cifs", "--part-size", "2", "--json", "--out"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
 @pytest.mark.slow
-def test_a_launcher_starts_ranks_that_share_the_parts(home: Path) -> None:
-    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    matloom("predict", "p", "--data", "cifs", "--out", "alone", "--part-size", 2)
-    # what `accelerate launch` starts ranks by; its own way of starting several on a CPU is MPI
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-                str(free_port()), "-m", "launch.cli"]  # fmt: skip
+@pytest.mark.parametrize("how", ["torchrun", "accelerate", "mpi"])
+def test_a_launcher_starts_ranks_that_share_the_parts(how: str, stream: list[str], home: Path) -> None:
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     done = subprocess.run(
-        [*launcher, "predict", "p", "--data", "cifs", "--out", "shared", "--part-size", "2", "--json"],
-        cwd=home, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        [*launched(how, home), *stream, how],
+        cwd=home, env=environment(**root), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (table["parts"], table["computed"], table["rows"]) == (4, 2, 7)
-    for part in Path("alone").glob("part-*.parquet"):
-        assert (Path("shared") / part.name).read_bytes() == part.read_bytes()
+    assert (table["parts"], table["computed"], table["rows"]) == (4, 2, 7) and as_alone(how)
+
+
+@pytest.mark.slow
+def test_ranks_are_known_by_the_variables_of_mpi(stream: list[str], home: Path) -> None:
+    # what accelerate launch --cpu --mpirun_hostfile and Open MPI leave in the environment of each process
+    shared = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), ACCELERATE_USE_CPU="True")
+    shared |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *stream, "by-mpi"],
+            cwd=home, env={**shared, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=240) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    # the first rank speaks, each has computed half
+    assert json.loads(said[0][0].strip().splitlines()[-1])["computed"] == 2 and not said[1][0].strip()
+    assert as_alone("by-mpi")
+
+
+@pytest.mark.slow
+def test_the_one_process_that_accelerate_starts_on_cpus_says_so(stream: list[str], home: Path) -> None:
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, "-m", "launch.cli", *stream, "one"],
+        cwd=home, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "torchrun" in done.stderr, done.stderr
+    assert json.loads(done.stdout.strip().splitlines()[-1])["computed"] == 4 and as_alone("one")
