@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.heads.base import Head
 from shards.errors import ConfigError
-from tests.unit.finetune.heads.training import build, train
+from tests.unit.finetune.heads.training import build, train, wide
 
 
 def top_held_out(count: int, *, nonlinear: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -44,14 +44,29 @@ def test_a_linear_target_goes_on_beyond_the_training_range() -> None:
     assert error < 0.1 and recall > 0.9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_nonlinear_target_goes_on_too(ordered: bool) -> None:
+def nonlinear(steps: int, **options: object) -> tuple[float, float]:
+    """Error and recall on the highest twentieth of a mildly nonlinear target, after some steps of training."""
     x, y, x_high, y_high = top_held_out(2000, nonlinear=True)
-    head = build("bilinear_transduction", 5, layers=2, hidden=64, ordered=ordered)
-    train(head, x, y, steps=600, lr=5e-3, batch=32)
-    error, recall = error_and_recall(predicted(head, x_high), y_high, y.max())
+    head = build("bilinear_transduction", 5, layers=2, hidden=64, **options)
+    train(head, x, y, steps=steps, lr=1e-2, batch=32)
+    return error_and_recall(predicted(head, x_high), y_high, y.max())
+
+
+def test_a_nonlinear_target_goes_on_too() -> None:
+    """It is the length of the training that decides: more anchors, more differences and longer vectors do not."""
+    error, recall = nonlinear(1000)
+    assert error < 0.1 and recall > 0.9
+
+
+@pytest.mark.slow
+def test_what_a_nonlinear_target_needs() -> None:
+    error, recall = nonlinear(1000, ordered=False)
     assert error < 0.15 and recall > 0.9
+    assert nonlinear(150)[0] > 0.12, "training that is cut short"
+    x, y, x_high, y_high = top_held_out(2000, nonlinear=True)
+    direct = build("regression", 18, layers=2, hidden=64, dropout=0.0, loss="l1")
+    train(direct, wide(x), y, steps=1000, lr=1e-2, batch=32)
+    assert error_and_recall(predicted(direct, wide(x_high)), y_high, y.max())[0] > 0.12, "the same network by itself"
 
 
 def squares(x: Tensor) -> Tensor:
