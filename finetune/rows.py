@@ -82,6 +82,8 @@ class RowFitter:
         predictor = self._predictor(row, adaptation)
         batches, features = self._batches(row, adaptation, predictor, chosen, seed)
         if getattr(adaptation, "head", None) != "frozen":
+            if predictor.head.keeps_rows:
+                predictor.head.grouped(self._groups(chosen))
             predictor.head.fit(self.data.parts[TRAIN].learned[chosen], features)
         predictor.to(self.accelerator.device)
         optim, cached = self.recipe.optim, adaptation.cached
@@ -171,7 +173,7 @@ class RowFitter:
 
     def _fused(self, row: RowConfig, plan: LateFusionRow, seed: int) -> Outcome:
         """Fit a branch to each modality, and their weights to out-of-fold predictions within the training part."""
-        chosen, groups = self.data.training(row.label_fraction, seed), self.data.groups()
+        chosen = self.data.training(row.label_fraction, seed)
         branches: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
         for name in row.modalities:
             featurizer = freeze(build_featurizer(self.export, [name], pretrained=True))
@@ -181,11 +183,16 @@ class RowFitter:
         fitted = plan.fit(
             take(branches[TRAIN], chosen.numpy()),
             self.data.parts[TRAIN].learned[chosen].numpy(),
-            groups=[groups[int(i)] for i in self.data.parts[TRAIN].positions[chosen.numpy()]],
+            groups=self._groups(chosen),
             task=self.task,
             seed=seed,
         )
         return self._outcome({part: plan.predict(fitted, branches[part], task=self.task) for part in PARTS[1:]})
+
+    def _groups(self, chosen: Tensor) -> list[str]:
+        """Return what each of some training rows belongs to, by what the split goes by."""
+        groups = self.data.groups()
+        return [groups[int(i)] for i in self.data.parts[TRAIN].positions[chosen.numpy()]]
 
     def _outcome(self, learned: dict[str, Tensor]) -> Outcome:
         """Return the outcome of what an estimator says of the parts that it was not fitted to."""

@@ -59,6 +59,9 @@ class Head(nn.Module):
         """Return what the table says of test predictions (N, T) beside the usual metrics, of whatever made them."""
         return {}
 
+    def grouped(self, groups: Sequence[str]) -> None:
+        """Learn which of the N training rows that `fit` will get belong together, where the head keeps rows."""
+
     def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
         """Learn scales (and anchors) from the TRAINING targets (N, T) with NaN where unknown.
 

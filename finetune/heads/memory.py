@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,17 @@ class RememberingHead(Head):
 
     kept: ClassVar[tuple[str, ...]] = ()
     keeps_rows: ClassVar[bool] = True
+    groups: Tensor
+
+    def __init__(self, config: Any, width: int, targets: tuple[str, ...]) -> None:
+        super().__init__(config, width, targets)
+        # of training rows: nothing that is predicted depends on it
+        self.register_buffer("groups", torch.zeros(0, dtype=torch.long), persistent=False)
+
+    def grouped(self, groups: Sequence[str]) -> None:
+        """Learn which of the N training rows that `fit` will get belong together."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+        self.groups = torch.tensor([numbers[name] for name in groups])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         for name in self.kept:
@@ -50,6 +62,8 @@ class RememberingHead(Head):
         here = ~targets.isnan().all(dim=1)
         if here.sum() < 2:
             raise DataError(f"the head '{self.config.kind}' needs two training rows with a known target")
+        if len(self.groups) == len(here):
+            self.groups = self.groups[here]
         return targets[here], features[here].detach()
 
     def check_fitted(self, memory: Tensor) -> None:

@@ -22,8 +22,8 @@ class RetrievalAugmentedHead(RememberingHead, StandardisedHead):
     """An MLP of a row's features beside an attention over its k nearest TRAINING rows and their labels.
 
     y = MLP([z ; attention(z; (z_j, y_j), j = 1 .. k)]), neighbours by Euclidean distance of the standardised features.
-    In training mode the row's own entry must not be found, or the head would copy labels: the nearest entry and all
-    that lie as near (copies of the row) are left out.
+    In training mode the row's own entry must not be found, or the head would copy labels: the nearest entry, all that
+    lie as near (copies of the row) and all of its group are left out. In use, nothing of a material's group is there.
     """
 
     class Config(MlpOptions):
@@ -79,8 +79,11 @@ class RetrievalAugmentedHead(RememberingHead, StandardisedHead):
         rows = self._standardised(features)
         distances = torch.cdist(rows, self.memory, compute_mode="donot_use_mm_for_euclid_dist")
         if self.training:
-            same = SAME * rows.shape[1] ** 0.5
-            distances = distances.masked_fill(distances <= distances.amin(1, keepdim=True) + same, float("inf"))
+            nearest, own = distances.min(dim=1, keepdim=True)
+            hidden = distances <= nearest + SAME * rows.shape[1] ** 0.5
+            if len(self.groups):
+                hidden = hidden | (self.groups == self.groups[own])
+            distances = distances.masked_fill(hidden, float("inf"))
         nearest, index = distances.topk(min(self.config.neighbours, len(self.memory)), dim=1, largest=False)
         return index, nearest.isfinite()
 

@@ -96,6 +96,24 @@ def test_what_is_stored_predicts_what_was_trained(
     assert (estimated.lower < estimated.value).all() and (estimated.value < estimated.upper).all()
 
 
+def test_a_head_that_keeps_rows_knows_which_belong_together(
+    export_folder: Path, toy_folder: Path, tmp_path: Path
+) -> None:
+    """Samples of one chemical system, by which the split goes, are no neighbours of each other in training."""
+    head = {"kind": "retrieval_augmented"}
+    comparison = Comparison(
+        recipe(export_folder, toy_folder, ["frozen"], head=head), tmp_path, report=lambda line: None
+    )
+    predictor = comparison.fitter.fit(comparison.recipe.rows[0], 0).predictor
+    assert predictor is not None
+    rows = comparison.data.parts["train"].positions
+    systems = [comparison.dataset[int(i)].tags["chemical_system"] for i in rows]
+    groups = predictor.head.groups.tolist()
+    assert len(set(systems)) < len(systems) == len(groups)
+    together = [[a == b for b in groups] for a in groups]
+    assert together == [[a == b for b in systems] for a in systems]
+
+
 def test_estimators_and_fusions_are_rows_too(export_folder: Path, toy_folder: Path, tmp_path: Path) -> None:
     both = ("a", "b")
     rows = [

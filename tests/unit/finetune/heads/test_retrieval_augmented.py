@@ -9,11 +9,11 @@ from shards.errors import ConfigError
 from tests.unit.finetune.heads.training import build, train
 
 
-def families(count: int) -> tuple[Tensor, Tensor]:
-    """Rows of 300 families, at random points and with labels that are no function of them: only a look-up knows."""
+def families(count: int, number: int = 300) -> tuple[Tensor, Tensor]:
+    """Rows of some families, at random points and with labels that are no function of them: only a look-up knows."""
     generator = torch.Generator().manual_seed(0)
-    points, labels = torch.randn(300, 8, generator=generator), torch.randn(300, 1, generator=generator)
-    member = torch.arange(count) % 300
+    points, labels = torch.randn(number, 8, generator=generator), torch.randn(number, 1, generator=generator)
+    member = torch.arange(count) % number
     features = points[member] + 0.05 * torch.randn(count, 8, generator=generator)
     return features, labels[member] + 0.05 * torch.randn(count, 1, generator=generator)
 
@@ -71,6 +71,35 @@ def test_its_own_label_would_be_copied() -> None:
         torch.nn.Module.train(head, not own)
         errors.append((head.predict(head(x)).value - y).abs().mean().item())
     assert errors[1] < 0.2 and errors[0] > 0.5
+
+
+def test_nothing_of_its_group_is_found_in_training_and_anything_in_use() -> None:
+    head, x = build("retrieval_augmented", 4, neighbours=2), torch.randn(6, 4)
+    head.grouped(["b", "a", "b", "a", "c", "b"])
+    y = torch.arange(6.0)[:, None]
+    y[3] = float("nan")
+    head.fit(y, x)
+    # without the row of unknown label: b, a, b, c, b
+    index, real = head.train().neighbours(x[[0, 4]])
+    assert {tuple(sorted(row)) for row in index.tolist()} <= {(1, 3), (0, 1), (0, 2), (0, 4), (1, 2), (1, 4), (2, 4)}
+    assert set(index[0].tolist()) == {1, 3} and real.all() and 3 not in index[1].tolist()
+    assert 0 in head.eval().neighbours(x[:1])[0]
+
+
+def test_families_that_are_new_in_use_are_not_trusted_in_training() -> None:
+    """Labels of a family say nothing of another: who learns from relatives trusts neighbours that know nothing."""
+    x, y = families(4000, 2000)
+    family = torch.arange(4000) % 2000
+    train_rows, new = family < 1500, family >= 1500
+    errors = {}
+    for name in ("plain", "grouped", "rows"):
+        kind, options = ("regression", {}) if name == "plain" else ("retrieval_augmented", {"neighbours": 1})
+        head = build(kind, 8, hidden=8, dropout=0.0, **options)
+        if name == "grouped":
+            head.grouped([str(int(number)) for number in family[train_rows]])
+        train(head, x[train_rows], y[train_rows], steps=200)
+        errors[name] = (head.predict(head(x[new])).value - y[new]).square().mean().item()
+    assert errors["grouped"] < 1.1 * errors["plain"] < 1.2 * errors["plain"] < errors["rows"], errors
 
 
 def test_few_rows_and_features_that_change() -> None:
