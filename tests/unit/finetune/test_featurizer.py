@@ -74,7 +74,7 @@ def test_shares_of_the_modalities_sum_to_one_and_are_zero_where_absent(name: str
         network = predictor(table={"kind": "frozen"}, join=join)[0].eval()
     else:
         network = made(name)
-    data = batch()
+    data = collate([*fused_models.samples(12), fused_models.Sample(id="nothing")], SPECS)
     importance = network.predict(data).importance
     assert importance is not None and importance.shape == (len(data.ids), 3)
     there = torch.stack([data.present[modality] for modality in "abc"], dim=1)
