@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from finetune.registry import cache, resolve, uris
+from finetune.hub import HubModel
+from finetune.registry import cache, contents, reachable, resolve, uris
 from finetune.registry.contents import check_contents
-from finetune.registry.entries import find
+from finetune.registry.entries import entries, find
 from finetune.registry.promotions import promote_version, promoted, rollback
-from shards.errors import CheckpointError, RegistryError
-from shards.sealed import SEAL, publish, sha256
+from pretrain.export import WEIGHTS
+from shards.errors import CheckpointError, MatloomError, RegistryError
+from shards.sealed import SEAL, publish, sealing, sha256
 from tests.unit.finetune.test_registry import register, store
+from tests.unit.finetune.test_streaming import written
 
 __all__ = ["store"]
 
@@ -27,14 +31,107 @@ def in_cache(export: Path, root: Path) -> Path:
 
 def test_a_rewritten_seal_is_refused_by_the_id_of_the_model(store: Path, export_folder: Path, tmp_path: Path) -> None:
     register(export_folder, tmp_path / "run", "by-id", 0.5)
-    entry, folder = find("models:/by-id/1"), resolve("models:/by-id/1")
+    entry = find("models:/by-id/1")
     assert entry is not None
+    rewrite(resolve("models:/by-id/1"))
+    with pytest.raises(CheckpointError, match="not the model that was registered"):
+        resolve(f"models:/{entry.model_id}")
+
+
+def rewrite(folder: Path) -> None:
+    """Change a card and seal it again, as somebody may who can write to the disk of the store."""
     stage = folder.parent / f".{folder.name}.partial"
     shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(SEAL))
     (stage / "MODEL_CARD.md").write_text("changed")
     publish(folder)
+
+
+def test_a_rewritten_seal_is_refused_by_the_run_that_registered_it(
+    store: Path, export_folder: Path, tmp_path: Path
+) -> None:
+    register(export_folder, tmp_path / "run", "by-run", 0.5)
+    entry = find("models:/by-run/1")
+    assert entry is not None
+    uri = f"runs:/{entry.run_id}/by-run"
+    folder = resolve(uri)
+    assert folder == resolve("models:/by-run/1")
+    rewrite(folder)
     with pytest.raises(CheckpointError, match="not the model that was registered"):
-        resolve(f"models:/{entry.model_id}")
+        resolve(uri)
+
+
+def test_files_that_a_run_has_logged_are_read_by_their_own_seal(
+    store: Path, export_folder: Path, tmp_path: Path
+) -> None:
+    register(export_folder, tmp_path / "run", "logged", 0.5)
+    entry, client = find("models:/logged/1"), MlflowClient()
+    assert entry is not None
+    client.log_artifacts(entry.run_id, str(export_folder), "files/model")
+    folder = resolve(f"runs:/{entry.run_id}/files/model")
+    assert check_contents(folder) == sha256(export_folder / SEAL) and "files" in folder.parts
+    for path in ("", "files/../../..", "..", "../by-run", "nothing"):
+        with pytest.raises(MatloomError, match=r"names no folder of a run|no folder of a model"):
+            resolve(f"runs:/{entry.run_id}/{path}")
+
+
+def test_an_alias_that_moves_meanwhile_is_no_forgery(
+    store: Path, export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version that was looked up is what is fetched."""
+    other = shutil.copytree(export_folder, tmp_path / "other")
+    rewrite(other)
+    register(export_folder, tmp_path / "first", "moving", 0.5)
+    register(other, tmp_path / "second", "moving", 0.4)
+    look_up = uris.find
+
+    def moved(uri: str) -> object:
+        found = look_up(uri)
+        MlflowClient().set_registered_model_alias("moving", "champion", "2")
+        return found
+
+    monkeypatch.setattr(uris, "find", moved)
+    assert sha256(resolve("models:/moving@champion") / SEAL) == sha256(export_folder / SEAL)
+    assert sha256(resolve("models:/moving@champion") / SEAL) == sha256(other / SEAL)
+
+
+def test_the_files_of_a_model_are_those_that_are_written(export_folder: Path, tmp_path: Path) -> None:
+    written(export_folder, tmp_path / "predictor").save_pretrained(tmp_path / "a")
+    HubModel(str(export_folder)).save_pretrained(tmp_path / "b")
+    found = {path.name for folder in ("a", "b", "predictor") for path in (tmp_path / folder).iterdir()}
+    assert found == contents.FILES
+    assert contents.WEIGHTS == WEIGHTS
+
+
+@pytest.mark.parametrize("name", ["extra.json", "calibration.json", "NOTES.md", "more.safetensors", "a/recipe.json"])
+def test_a_sealed_file_that_no_export_has_is_refused_by_name(name: str, export_folder: Path, tmp_path: Path) -> None:
+    with sealing(tmp_path / "model") as stage:
+        shutil.copytree(export_folder, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SEAL))
+        (stage / name).parent.mkdir(exist_ok=True)
+        (stage / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=name.partition("/")[0]):
+        check_contents(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("uri", "what", "do"),
+    [
+        ("postgresql://user:secret@host/db", "no driver for a store of the kind 'postgresql'", "postgresql"),
+        ("mssql+nothing://user:secret@host/db", "no driver for a store of the kind 'mssql'", "MLflow server"),
+        ("postgres://user:secret@host/db", "cannot be read", "MLFLOW_TRACKING_URI"),
+        ("nonsense://user:secret@host", "cannot be read", "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_store_without_a_driver_is_said_without_its_password(
+    uri: str, what: str, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what SQLAlchemy tries first for PostgreSQL
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(RegistryError) as error:
+        entries()
+    assert what in str(error.value) and error.value.do is not None and do in error.value.do
+    assert "secret" not in str(error.value)
+    assert "secret" not in "".join(reachable()) and reachable()[1]
 
 
 def test_a_seal_that_overruns_the_parser_is_damaged(export_folder: Path, tmp_path: Path) -> None:
