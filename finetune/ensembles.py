@@ -207,6 +207,10 @@ class PredictorEnsemble(nn.Module):
         """That of the first member."""
         return cast("Predictor", self.members[0]).head
 
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the raw outputs (K, B, ...) of the members' heads."""
+        return torch.stack([member(batch) for member in self.members])
+
     def predict(self, batch: Batch) -> Prediction:
         """Return predictions for B rows with the total standard deviation of the members."""
         found = [cast("Predictor", member).predict(batch) for member in self.members]
