@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.ranks import spawn
+from tests.distributed.ranks import OUT_OF_STEP, spawn
 from tests.distributed.toy_engine import STEPS, engine, parts, whole, zero
 
 # case: ZeRO stage, clipping norm, objective, precision
@@ -120,7 +120,9 @@ def test_skipping_an_absent_modality_would_be_caught(one: dict[str, Any]) -> Non
     case = "zero1-clip0.0-anchored"
     try:
         wrong = spawn(skip_absent, 2, {case: CASES[case]}, timeout_s=60)[0][case]["parameters"]
-    except (RuntimeError, TimeoutError):
+    except (RuntimeError, TimeoutError) as error:
+        if not OUT_OF_STEP.search(str(error)):
+            raise
         return
     right = one[case]["parameters"]
     assert max(np.abs(wrong[name] - right[name]).max() for name in right) > 1e-3

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.distributed.ranks import spawn
+from tests.distributed.ranks import OUT_OF_STEP, spawn
 
-STEPS, WARMUP, TOLERANCE, TIMEOUT_S = 5, 1, 1e-5, 150
+STEPS, WARMUP, TOLERANCE = 5, 1, 1e-5
 # Adam divides by the size of the gradient: the rounding of a sum over four ranks, where it is small, times the rate
 LR = 2e-3
 FUSED = {"joint": {"kind": "token_transformer", "dim": 8, "heads": 2, "dropout": 0.0}}
@@ -103,7 +103,7 @@ def gap(one: dict[str, Any], two: dict[str, Any]) -> float:
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trained(request: pytest.FixtureRequest) -> tuple[int, list[dict[int, Any]]]:
-    return request.param, spawn(train, request.param, timeout_s=TIMEOUT_S)
+    return request.param, spawn(train, request.param)
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -151,7 +151,9 @@ def skipping() -> dict[int, Any]:
 def test_skipping_the_encoder_of_an_absent_modality_is_caught() -> None:
     try:
         ranks = spawn(skipping, 2, timeout_s=60)
-    except (RuntimeError, TimeoutError):
+    except (RuntimeError, TimeoutError) as error:
+        if not OUT_OF_STEP.search(str(error)):
+            raise
         return
     right = plain(2)
     assert max(gap(rank[2], right) for rank in ranks) > 100 * TOLERANCE

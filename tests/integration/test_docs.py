@@ -27,6 +27,7 @@ BUILD_REST: dict[str, Any] = {
     "source": {"kind": "embedded"},
     "modalities": {"crystal": {"step": "crystal"}},
 }
+FINETUNE_REST = {"name": "page", "model": "models:/demo@champion", "data": "shards/x"}
 REST: dict[str, Any] = {
     "name": "page",
     "data": {"path": "shards/x"},
@@ -38,7 +39,7 @@ REST: dict[str, Any] = {
 @pytest.mark.parametrize("tables", BLOCKS)
 def test_a_recipe_of_the_docs_is_valid(tables: dict[str, Any]) -> None:
     if "rows" in tables:
-        for row in parse(FinetuneRecipe, tables, where="docs").rows:
+        for row in parse(FinetuneRecipe, {**FINETUNE_REST, **tables}, where="docs").rows:
             row.check()
     elif {"source", "splits"} & set(tables) or any("step" in table for table in tables.get("modalities", {}).values()):
         recipe = parse(BuildRecipe, {**BUILD_REST, **tables}, where="docs")
