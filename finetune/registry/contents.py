@@ -12,7 +12,7 @@ from shards.quoting import printable
 from shards.sealed import SEAL, sha256, verify
 
 WEIGHTS = "model.safetensors"
-# all files that pretraining, fine-tuning and `matloom export` write
+# all files that pretraining, fine-tuning and `matloom export` write: what is not here is refused by every registry
 FILES = frozenset(
     {
         WEIGHTS,
@@ -22,6 +22,7 @@ FILES = frozenset(
         "fitted.json",
         "metrics.json",
         "predictor.json",
+        "experts.json",
         "config.json",
         "MODEL_CARD.md",
         "README.md",

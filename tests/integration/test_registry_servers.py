@@ -16,13 +16,16 @@ import torch
 from typer.testing import CliRunner
 
 from launch.cli import app
+from pretrain import claim
 from pretrain.config import parse_recipe
 from pretrain.export import write_export
 from pretrain.model import MultimodalModel
 from pretrain.parts import fit_encoders
+from pretrain.promotion import history
 from pretrain.tracking import Tracker
 from shards.errors import RegistryError
 from shards.reader import Dataset
+from shards.sealed import SEAL, sha256
 from tests.mlflow_server import MLflow, mlflow_server
 from tests.postgres_server import postgres_server
 
@@ -129,7 +132,8 @@ def test_the_commands_with_several_writers_at_once(
     assert f"{champion['version']} -> {other}" in matloom("registry", "promote", "toy", other, "--why", "a try")
     assert f"{other} -> {champion['version']}" in matloom("registry", "rollback", "toy", "--why", "no good")
     copy = tmp_path / "copy"
-    matloom("registry", "pull", "models:/toy@champion", "--out", copy)
+    told = json.loads(matloom("registry", "pull", "models:/toy@champion", "--out", copy, "--json"))
+    assert told == {"uri": "models:/toy@champion", "folder": str(copy), "seal": sha256(export / SEAL)}
     assert (copy / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
     assert matloom("registry", "verify").count("ok ") == 3
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
@@ -137,6 +141,53 @@ def test_the_commands_with_several_writers_at_once(
         with pytest.raises(RegistryError) as refused:
             matloom("registry", "list")
         assert "wrong" not in str(refused.value)
+
+
+def test_who_may_only_read_moves_nothing_and_blocks_nothing(
+    server: MLflow, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody may create experiments, whose names claims are made of."""
+    if "basic-auth" not in server.options:
+        pytest.skip("users have no rights without basic-auth")
+    from mlflow import MlflowClient
+    from mlflow.server import get_app_client
+
+    users = get_app_client("basic-auth", server.uri)
+    for user in ("reader", "editor"):
+        users.create_user(user, PASSWORD)
+    users.create_registered_model_permission("toy", "editor", "EDIT")
+    before = json.loads(matloom("registry", "show", "toy", "--json"))
+    (champion,) = [row["version"] for row in before["versions"] if "champion" in row["aliases"]]
+    other = next(row["version"] for row in before["versions"] if row["version"] != champion)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+    last = history(MlflowClient(), "toy", "champion")[-1]
+    for title in list(claim._titles("toy", "champion", last.number + 1, last))[:3]:
+        MlflowClient().create_experiment(title, tags={claim.TAG: "mine"})
+    with pytest.raises(RegistryError, match="cannot be moved"):
+        matloom("registry", "promote", "toy", other, "--why", "mine")
+    assert json.loads(matloom("registry", "show", "toy", "--json")) == before
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "editor")
+    told = json.loads(matloom("registry", "promote", "toy", other, "--why", "a try", "--json"))
+    assert (told["version"], told["previous"], told["number"]) == (other, champion, last.number + 1)
+    assert told["who"].startswith("editor@")
+    back = json.loads(matloom("registry", "rollback", "toy", "--why", "no good", "--json"))
+    assert back["version"] == champion and back["back"]
+
+
+def test_a_run_is_read_by_its_own_uri_and_compared_with_the_seal_that_it_registered(
+    server: MLflow, export: Path
+) -> None:
+    from finetune.registry import resolve
+    from finetune.registry.entries import find
+    from finetune.registry.uris import locate
+
+    entry = find("models:/toy@champion")
+    assert entry is not None
+    uri = f"runs:/{entry.run_id}/toy"
+    assert locate(uri).seal == sha256(export / SEAL)
+    assert resolve(uri) == resolve(f"models:/{entry.model_id}") == resolve("models:/toy@champion")
 
 
 def test_a_model_that_was_pulled_loads_while_the_server_is_away(server: MLflow, export: Path) -> None:
