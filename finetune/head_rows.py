@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from finetune.adapt.base import Adaptation
-from finetune.config import FinetuneRecipe, RowConfig
+from finetune.config import FinetuneRecipe, Plan, RowConfig
+from finetune.estimators.base import Estimator
 from finetune.heads.base import HEADS, Head
 from finetune.targets import Target
 from shards.errors import ConfigError
@@ -32,11 +33,11 @@ def check_head(recipe: FinetuneRecipe) -> None:
         )
     for row in recipe.rows:
         plan = row.plan()
-        if isinstance(plan, Adaptation):
+        if not isinstance(plan, Estimator):
             _check_row(head, kind, row, plan)
 
 
-def _check_row(head: type[Head], kind: str, row: RowConfig, plan: Adaptation) -> None:
+def _check_row(head: type[Head], kind: str, row: RowConfig, plan: Plan) -> None:
     if head.partners == 2 and plan.kind not in OF_PAIRS:
         raise ConfigError(
             f"the strategy '{row.label}' does not take pairs",
@@ -44,7 +45,7 @@ def _check_row(head: type[Head], kind: str, row: RowConfig, plan: Adaptation) ->
             why="both partners are encoded once, by encoders that stay as they are",
             do=f"strategies for pairs: {', '.join(OF_PAIRS)}, and every estimator",
         )
-    if head.keeps_rows and (plan.kind != "frozen" or row.fusion is not None):
+    if head.keeps_rows and isinstance(plan, Adaptation) and (plan.kind != "frozen" or row.fusion is not None):
         raise ConfigError(
             f"the head '{kind}' does not go with the row '{row.label}'",
             where="rows.*",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan, nan
 from typing import Any
 
@@ -44,6 +45,11 @@ class Target:
         """Names of the columns, ``elastic_gpa[0,1]``."""
         return tuple(component(self.name, index) for index in self.indices) or (self.name,)
 
+    @cached_property
+    def mirrors(self) -> dict[Index, Index]:
+        """Components that are one with another by symmetry and are not predicted, by that other."""
+        return mirrors_of(self.indices)
+
     def values(self, sample: Sample) -> list[float]:
         """Return the columns of a sample, NaN where unknown."""
         if not self.indices:
@@ -62,7 +68,7 @@ class Target:
 
     def _one(self, get: Callable[[Index], float], index: Index, sample: Sample) -> float:
         """Return a component; where its mirror is not predicted, the mean of both."""
-        here, mirror = get(index), mirror_of(index, self.indices)
+        here, mirror = get(index), self.mirrors.get(index)
         if mirror is None:
             return here
         there = get(mirror)
@@ -143,14 +149,16 @@ def as_array(columns: Sequence[str], values: np.ndarray) -> np.ndarray:
     if indices == [()]:
         return values[:, 0]
     array = np.full((len(values), *(np.max(indices, axis=0) + 1)), np.nan, values.dtype)
+    mirrors = mirrors_of(indices)
     for index, column in zip(indices, values.T, strict=True):
-        for place in {index, mirror_of(index, indices) or index}:
+        for place in {index, mirrors.get(index, index)}:
             key: tuple[Any, ...] = (slice(None), *place)
             array[key] = column
     return array
 
 
-def mirror_of(index: Index, indices: Sequence[Index]) -> Index | None:
-    """Return the component of a square array that is this one by symmetry and is not listed itself, if there is one."""
-    mirror, square = index[::-1], len(set(map(max, zip(*indices, strict=True)))) == 1
-    return mirror if square and mirror not in indices else None
+def mirrors_of(indices: Sequence[Index]) -> dict[Index, Index]:
+    """Return the components of a square array that are listed on one side of its diagonal alone, with their mirrors."""
+    square = len(set(map(max, zip(*indices, strict=True)))) == 1
+    listed = set(indices)
+    return {index: index[::-1] for index in indices if square and index[::-1] not in listed}

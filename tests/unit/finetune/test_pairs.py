@@ -27,6 +27,7 @@ from tests.synthetic import hidden
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 Pair = tuple[str, str]
+LATE = RowConfig(strategy="late_fusion", modalities=("a", "b"))
 
 
 def written(path: Path, pairs: list[Pair], values: list[float | None], column: str = "miscibility_ev") -> Path:
@@ -181,6 +182,7 @@ def test_what_is_encoded_for_training_holds_no_test_material_in_the_strict_split
         ({"pairs": None}, "'pair' predicts pairs"),
         ({"rows": (RowConfig(strategy="full", modalities=("a",)),)}, "'full' does not take pairs"),
         ({"rows": (RowConfig(strategy="scale_shift", modalities=("a", "b")),)}, "does not take pairs"),
+        ({"rows": (LATE,)}, "'late_fusion' does not take pairs"),
         ({"delta": "gap_ev"}, "take no 'delta'"),
         ({"augment": {"a": Augment(gaussian_noise=0.1)}}, "take no 'augment'"),
     ],
