@@ -18,6 +18,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "lora": {"strategy": {"kind": "lora", "rank": 2}},
     "scale_shift": {"strategy": "scale_shift"},
     "few labels": {"strategy": "full", "label_fraction": 0.4},
+    "static gate": {"strategy": {"kind": "experts", "gate": "static", "width": 5, "regulariser": 0.5}},
+    "input gate": {"strategy": {"kind": "experts", "gate": "input"}},
 }
 # batches of 7 of about 18 rows: 4 + 3 rows on two ranks, and a last batch of 4 or less
 OPTIM = {"epochs": 3, "frozen_epochs": 3, "batch_size": 7, "lr": 1e-2, "feature_noise": 0.1}
@@ -35,6 +37,9 @@ def fitted(
     from finetune.config import FinetuneRecipe
 
     rows = [{"modalities": ("a", "b", "c"), **ROWS[name]} for name in names]
+    for row in rows:
+        if isinstance(row["strategy"], dict) and row["strategy"]["kind"] == "experts":
+            row["strategy"] = {**row["strategy"], "models": (model, model)}
     recipe = FinetuneRecipe.model_validate(
         {
             "name": "ranks", "model": model, "data": data, "target": "gap_ev", "rows": rows,
