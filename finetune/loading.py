@@ -23,7 +23,7 @@ from pretrain.export import Export, read_export
 from pretrain.model import MultimodalModel
 from shards.augment import Augmenter
 from shards.batch import Batch, collate, collate_modality, move, placeholder
-from shards.errors import ConfigError, DataError, suggest
+from shards.errors import CheckpointError, ConfigError, DataError, suggest
 from shards.schema import ModalitySpec, Sample
 from shards.sealed import SEAL, sha256
 
@@ -267,7 +267,23 @@ def load(uri: str) -> Foundation | PropertyModel:
     RegistryError, CheckpointError
         Where there is no such model, or a file of it is damaged.
     """
+    try:
+        return _read(resolve(uri, hashed=False))
+    except CheckpointError:
+        # a damaged copy in the cache is fetched anew; anything else is refused again
+        return _read(resolve(uri))
+
+
+def load_foundation(uri: str) -> Foundation:
+    """Load a pretrained model; see `load`."""
     folder = resolve(uri)
+    if (folder / PREDICTOR).exists():
+        raise ConfigError(f"'{uri}' is a fine-tuned predictor, a pretrained model is needed", do="give its foundation")
+    return _foundation(folder)
+
+
+def _read(folder: Path) -> Foundation | PropertyModel:
+    """Read a sealed folder, in which every file is hashed."""
     if (folder / PREDICTOR).exists():
         predictor, info, export = read_predictor(folder)
         specs = {name: export.specs[name] for name in info.modalities}
@@ -277,14 +293,6 @@ def load(uri: str) -> Foundation | PropertyModel:
 
             return PairModel(info, predictor, specs, seen, folder)
         return PropertyModel(info, predictor, specs, seen, folder)
-    return _foundation(folder)
-
-
-def load_foundation(uri: str) -> Foundation:
-    """Load a pretrained model; see `load`."""
-    folder = resolve(uri)
-    if (folder / PREDICTOR).exists():
-        raise ConfigError(f"'{uri}' is a fine-tuned predictor, a pretrained model is needed", do="give its foundation")
     return _foundation(folder)
 
 

@@ -33,13 +33,16 @@ def _models() -> Path:
     return cache_folder() / "models"
 
 
-def cached(seal: str | None) -> Path | None:
-    """Return the folder with that seal; one that was damaged since is removed and fetched anew."""
+def cached(seal: str | None, *, hashed: bool = True) -> Path | None:
+    """Return the folder with that seal; one that was damaged since is removed and fetched anew.
+
+    ``hashed``: see `check_contents`.
+    """
     # a tag is what somebody wrote: only what is a sha256 may name a folder that could be removed
     if seal is None or not SEALS.fullmatch(seal):
         return None
     folder = _models() / seal
-    if not os.path.lexists(folder) or _sound(folder):
+    if not os.path.lexists(folder) or _sound(folder, hashed):
         return folder if folder.is_dir() else None
     with suppress(OSError), _alone():
         # another process may have replaced it already; where it is not ours to remove, `keep` says so
@@ -52,9 +55,9 @@ def cached(seal: str | None) -> Path | None:
     return None
 
 
-def _sound(folder: Path) -> bool:
+def _sound(folder: Path, hashed: bool = True) -> bool:
     try:
-        return check_contents(folder, seal=folder.name) == folder.name
+        return check_contents(folder, seal=folder.name, hashed=hashed) == folder.name
     except (CheckpointError, OSError):
         return False
 
@@ -154,14 +157,14 @@ def remember(uri: str, folder: Path) -> None:
         log.warning("%s will not be known while the server is away: %s", uri, unwritable(error))
 
 
-def last_known(uri: str) -> Path | None:
+def last_known(uri: str, *, hashed: bool = True) -> Path | None:
     """Return the folder that a URI of this store was when it was last asked, None where it is not in the cache."""
     note = _note(uri)
     try:
         # a stranger who may write here could make a URI mean another model
         if note.lstat().st_uid not in {os.getuid(), 0, cache_folder().stat().st_uid}:
             return None
-        return cached(str(json.loads(note.read_text())["seal"]))
+        return cached(str(json.loads(note.read_text())["seal"]), hashed=hashed)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

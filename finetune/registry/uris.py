@@ -34,7 +34,7 @@ class Stored:
     seal: str | None
 
 
-def resolve(uri: str) -> Path:
+def resolve(uri: str, *, hashed: bool = True) -> Path:
     """Return the local folder of a model; nothing may be written into it.
 
     Parameters
@@ -43,6 +43,8 @@ def resolve(uri: str) -> Path:
         ``models:/name@alias``, ``models:/name/version``, ``models:/name/latest``, ``models:/m-id``,
         ``runs:/id/path``, ``hf://org/name[@revision]``, or a folder. ``org/name`` is of the hub where neither it nor
         ``org`` is a folder.
+    hashed : bool
+        Hash every file of a registered model; otherwise its seal alone, for who hashes the files when they are read.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def resolve(uri: str) -> Path:
         Where what it has is not what was registered.
     """
     if uri.startswith(SCHEMES):
-        return fetch(uri)
+        return fetch(uri, hashed=hashed)
     folder = Path(uri)
     if folder.is_dir():
         return folder
@@ -80,7 +82,7 @@ def _beside(folder: Path) -> str | None:
     return f"in '{folder.parent}': {suggest(folder.name, names)}"
 
 
-def fetch(uri: str) -> Path:
+def fetch(uri: str, *, hashed: bool = True) -> Path:
     """Return the verified folder of a model of the registry.
 
     That of a local store is the stored one itself; one of a server is kept in the cache by the sha256 of its seal, and
@@ -90,11 +92,13 @@ def fetch(uri: str) -> Path:
         stored = locate(uri)
         folder = local_folder(stored.location)
         if folder is not None and is_local():
-            check_contents(folder, seal=stored.seal)
+            check_contents(folder, seal=stored.seal, hashed=hashed)
             return folder
-        known = cached(stored.seal) or keep(lambda target: _collect(stored, target, uri), seal=stored.seal)
+        known = cached(stored.seal, hashed=hashed) or keep(
+            lambda target: _collect(stored, target, uri), seal=stored.seal
+        )
     except AwayError as error:
-        last = last_known(uri)
+        last = last_known(uri, hashed=hashed)
         if last is None:
             raise
         log.warning("%s; %s is taken from the cache", error, uri)

@@ -10,12 +10,14 @@ import pytest
 from mlflow import MlflowClient
 
 from finetune.hub import HubModel
+from finetune.loading import load
 from finetune.predictor import EXPERTS
 from finetune.registry import cache, contents, reachable, resolve, uris
 from finetune.registry.contents import check_contents
 from finetune.registry.entries import entries, find
 from finetune.registry.promotions import promote_version, promoted, rollback
 from pretrain.export import WEIGHTS
+from shards import sealed
 from shards.errors import CheckpointError, MatloomError, RegistryError
 from shards.sealed import SEAL, publish, sealing, sha256
 from tests.unit.finetune.test_registry import register, store
@@ -112,6 +114,38 @@ def test_a_sealed_file_that_no_export_has_is_refused_by_name(name: str, export_f
         (stage / name).write_text("{}")
     with pytest.raises(CheckpointError, match=name.partition("/")[0]):
         check_contents(tmp_path / "model")
+
+
+def test_loading_hashes_every_file_once_and_refuses_a_damaged_one(
+    store: Path, export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(export_folder, tmp_path / "run", "once", 0.5)
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "sha256", counted)
+        load("models:/once/1")
+    assert sorted(hashed) == sorted(path.name for path in export_folder.iterdir() if path.name != SEAL)
+    card = resolve("models:/once/1") / "MODEL_CARD.md"
+    card.write_text(card.read_text().swapcase())
+    with pytest.raises(CheckpointError, match="damaged"):
+        load("models:/once/1")
+
+
+def test_a_copy_in_the_cache_that_was_damaged_is_fetched_anew_when_it_is_loaded(
+    store: Path, export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MATLOOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(uris, "is_local", lambda: False)
+    weights = load("models:/toy/1").folder / WEIGHTS
+    assert weights.is_relative_to(tmp_path / "cache")
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert load("models:/toy/1").folder / WEIGHTS == weights and weights.read_bytes() == data
 
 
 @pytest.mark.parametrize(
