@@ -19,7 +19,7 @@ from finetune.head_rows import check_head, check_inputs
 from finetune.heads.base import HEADS
 from finetune.metrics import LOWER_IS_BETTER, SELECTION
 from finetune.pair_data import PairData
-from finetune.predictor import PredictorInfo, write_predictor
+from finetune.predictor import FOLDS, PredictorInfo, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
 from finetune.results import Result
@@ -196,6 +196,8 @@ class Comparison:
             calibration=calibration,
             members=len(best.members),
             how="mean" if recipe.ensemble is None else recipe.ensemble.how,
+            split=recipe.split if recipe.folds is None else FOLDS,
+            data_contents=tuple(self.dataset.contents),
         )
         folder = self.out / "predictor"
         write_predictor(folder, best.predictor, self.export, info)

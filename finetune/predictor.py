@@ -89,6 +89,10 @@ class Predictor(nn.Module):
         )
 
 
+# the split of a predictor whose members were trained on folds
+FOLDS = "folds"
+# what JSON has as lists
+TUPLES = ("targets", "modalities", "delta", "data_contents")
 AnyPredictor = Predictor | PredictorEnsemble
 
 
@@ -126,6 +130,10 @@ class PredictorInfo:
         Of an ensemble: predictors alike but for their weights.
     how : str
         How they are combined; see `finetune.ensembles.combine`.
+    split : str
+        Of the data that it was trained on; ``folds`` where these were cross-validated, empty where it is not known.
+    data_contents : tuple of str
+        Identity of these data; see `shards.reader.Dataset.contents`.
     """
 
     targets: tuple[str, ...]
@@ -143,6 +151,8 @@ class PredictorInfo:
     calibration: dict[str, Any] | None = None
     members: int = 1
     how: How = "mean"
+    split: str = ""
+    data_contents: tuple[str, ...] = ()
 
 
 def build_featurizer(
@@ -238,11 +248,11 @@ def read_predictor(folder: Path) -> tuple[AnyPredictor, PredictorInfo, Export]:
 
 def stored_info(table: Mapping[str, Any]) -> PredictorInfo:
     """Return what a predictor's JSON says; raise `ValueError` or `TypeError` where it is none."""
-    info = PredictorInfo(
-        **{**table, **{name: tuple(table.get(name, ())) for name in ("targets", "modalities", "delta")}}
-    )
+    info = PredictorInfo(**{**table, **{name: tuple(table.get(name, ())) for name in TUPLES}})
     if not isinstance(info.members, int) or not 1 <= info.members <= MOST_MEMBERS or info.how not in get_args(How):
         raise ValueError(f"an ensemble of {info.members!r} members by {info.how!r}")
+    if not all(isinstance(part, str) for part in (info.split, *info.data_contents)):
+        raise ValueError("split and data_contents are texts")
     return info
 
 

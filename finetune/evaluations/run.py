@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
+from finetune.evaluations.seen import check_unseen
 from finetune.evaluations.writer import write_findings
 from pretrain.tracking import Tracker
 from shards.errors import ConfigError, MatloomError, suggest
@@ -83,6 +84,7 @@ def run_evaluations(
     dict of str to Findings
         By kind.
     """
+    check_unseen(subject)
     found: dict[str, Findings] = {}
     for evaluation in evaluations:
         try:
