@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from finetune.adapt.base import ADAPTATIONS
+from finetune.champion import measured
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.estimators.base import ESTIMATORS
+from finetune.metrics import evaluate
 from finetune.rows import Outcome, RowFitter
+from pretrain.tracking import Tracker
 from shards.build import build
 from shards.reader import Dataset
 from shards.sources.base import Record
@@ -31,18 +34,23 @@ HEADS = ["linear", "gaussian", "quantile", "conditional_posterior", "bilinear_tr
 
 @pytest.fixture(scope="module")
 def folders(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The toy data, and the same with other labels in the part ``test``."""
+    """The toy data twice, with other labels in the part ``test``: all of them far above, or far below.
+
+    Whatever of several rows is best above is that which predicts the highest values, below the lowest.
+    """
     toy = Dataset(toy_folder)
     held_out = {toy.ids[int(i)] for i in toy.positions(SPLIT, "test")}
 
-    def changed() -> Iterator[Record]:
+    def changed(by: float) -> Iterator[Record]:
         for record in records():
-            labels = {name: 1e3 - 7 * value for name, value in record.labels.items()}
+            labels = {name: value + by for name, value in record.labels.items()}
             yield replace(record, labels=labels) if record.id in held_out else record
 
-    folder = tmp_path_factory.mktemp("held_out") / "toy"
-    build(changed(), FEATURES, folder, name="toy", splits=SPLITS, workers=1, shard_samples=16)
-    return {"right": toy_folder, "changed": folder}
+    found = {}
+    for name, by in (("above", 1e3), ("below", -1e3)):
+        found[name] = tmp_path_factory.mktemp("held_out") / name
+        build(changed(by), FEATURES, found[name], name="toy", splits=SPLITS, workers=1, shard_samples=16)
+    return found
 
 
 def fitted(export: Path, data: Path, out: Path, strategy: dict[str, Any], **changes: Any) -> Outcome:
@@ -88,6 +96,43 @@ def test_of_every_head(head: str, folders: dict[str, Path], export_folder: Path,
         fitted(export_folder, data, tmp_path, {"kind": "frozen"}, head={"kind": head}) for data in folders.values()
     ]
     assert same(*found)
+
+
+def registered(export: Path, data: Path, out: Path) -> tuple[RowConfig, str, Any]:
+    """Row, hash of the weights, and measures and calibration of what would be registered, of several rows."""
+    table = {
+        "name": "held-out",
+        "model": str(export),
+        "data": str(data),
+        "target": "gap_ev",
+        "seeds": (0,),
+        "rows": [RowConfig(strategy="frozen", modalities=names) for names in (("a",), ("b",), ("c",))],
+        "optim": {"frozen_epochs": 2, "lr": 0.05},
+    }
+    comparison = Comparison(FinetuneRecipe.model_validate(table), out, report=lambda line: None)
+    with Tracker(out, "none", "none", {}, enabled=False) as tracker:
+        for row in comparison.recipe.rows:
+            comparison._row(row, tracker)
+    best = comparison.champion.best
+    assert best is not None
+    return best.row, digest(best.predictor), measured(best, comparison.recipe, comparison._rows(), comparison.task)
+
+
+def test_of_what_is_registered(
+    folders: dict[str, Path], export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row, its weights and its calibration; the wrong variant takes the row that is best on the test part."""
+    right = [registered(export_folder, data, tmp_path / name) for name, data in folders.items()]
+    assert right[0] == right[1]
+    fit = RowFitter.fit
+
+    def wrong(self: RowFitter, row: RowConfig, seed: int) -> Outcome:
+        found = fit(self, row, seed)
+        return replace(found, validation=evaluate(self.task, found.predictions, found.targets))
+
+    monkeypatch.setattr(RowFitter, "fit", wrong)
+    by_test = [registered(export_folder, data, tmp_path / name) for name, data in folders.items()]
+    assert by_test[0][0] != by_test[1][0]
 
 
 def test_an_epoch_that_is_chosen_on_the_test_part_is_seen(
