@@ -21,6 +21,7 @@ from pretrain.evaluate import Row
 from pretrain.model import MultimodalModel
 from pretrain.parts import Fitted, with_weights
 from shards.errors import CheckpointError
+from shards.quoting import markdown
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
 
@@ -134,9 +135,9 @@ def write_json(path: Path, value: Any) -> None:
 def model_card(model: MultimodalModel, parameters: int, recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     """Return a Markdown card: what the model is, what it reads, what it was trained on, how good it is."""
     lines = [
-        f"# {recipe.name}",
+        f"# {markdown(recipe.name)}",
         "",
-        f"Contrastive pretraining (`{recipe.objective_options().kind}`) on `{metrics['data']}`, "
+        f"Contrastive pretraining (`{recipe.objective_options().kind}`) on `{markdown(metrics['data'])}`, "
         f"{parameters:,} parameters, step {metrics['step']}, seed {recipe.seed}.",
         f"Data set manifest sha256 `{metrics['data_sha256']}`.",
         "",
@@ -144,12 +145,13 @@ def model_card(model: MultimodalModel, parameters: int, recipe: Recipe, metrics:
         "|---|---|---|---|",
     ]
     for name, spec in model.specs.items():
-        lines.append(f"| {name} | {spec.kind} | {recipe.encoder(name).kind} | `{json.dumps(spec.feature)}` |")
+        feature = markdown(json.dumps(spec.feature))
+        lines.append(f"| {markdown(name)} | {spec.kind} | {recipe.encoder(name).kind} | `{feature}` |")
     lines += ["", "Retrieval on the validation part (chance beside it):", ""]
     lines += ["| query | target | n | recall@1 | chance | median rank |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {row['query']} | {row['target']} | {row['n']} | {row['recall_at_1']:.2f} | {row['chance_at_1']:.3f} "
-        f"| {row['median_rank']:.0f} |"
+        f"| {markdown(row['query'])} | {markdown(row['target'])} | {row['n']} | {row['recall_at_1']:.2f} "
+        f"| {row['chance_at_1']:.3f} | {row['median_rank']:.0f} |"
         for row in metrics["validation"]
     ]
     lines += [

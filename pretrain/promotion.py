@@ -110,6 +110,10 @@ def promote(
         back=back,
     )
     record = claim(client, name, record, last)
+    first = recorded(client.get_registered_model(name).tags, alias, record.number)
+    if first is not None and first != record:
+        # the claim of whoever was first has been taken away since (renamed, or removed for good)
+        raise OvertakenError(first)
     _carry_out(client, name, record)
     return record
 

@@ -155,7 +155,7 @@ def test_who_may_only_read_moves_nothing_and_blocks_nothing(
     users = get_app_client("basic-auth", server.uri)
     for user in ("reader", "editor"):
         users.create_user(user, PASSWORD)
-    users.create_registered_model_permission("toy", "editor", "EDIT")
+    users.grant_user_permission("editor", "registered_model", "toy", "EDIT")
     before = json.loads(matloom("registry", "show", "toy", "--json"))
     (champion,) = [row["version"] for row in before["versions"] if "champion" in row["aliases"]]
     other = next(row["version"] for row in before["versions"] if row["version"] != champion)

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pretrain import claim
+from pretrain import claim, promotion
 from pretrain.claim import OvertakenError, Promotion
 from pretrain.promotion import current, history, promote
 from shards.errors import RegistryError
@@ -120,6 +120,23 @@ def test_who_was_cut_off_before_the_claim_has_promoted_nothing(model: str, monke
     assert versions(model) == ["1"]
     promote(client, model, "champion", "3", who="x", why="x")
     assert versions(model) == ["1", "3"]
+
+
+def test_a_claim_that_somebody_removed_does_not_undo_what_is_recorded(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, claims = MlflowClient(), promotion.claim
+
+    def late(*arguments: Any) -> Promotion:
+        own = claims(*arguments)
+        claim.write_record(client, model, record(2, "2", "theirs"))
+        return own
+
+    monkeypatch.setattr(promotion, "claim", late)
+    with pytest.raises(OvertakenError) as lost:
+        promote(client, model, "champion", "3", who="x", why="x")
+    assert lost.value.winner.mark == "theirs" and versions(model) == ["1", "2"]
+    assert current(client, model, "champion") == "1"
 
 
 def test_a_claim_whose_answer_was_lost_is_ones_own(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
