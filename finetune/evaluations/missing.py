@@ -84,7 +84,7 @@ class Missing(Evaluation):
         measure = Measure.of(model, lambda: train)
         headline = measure.headline
         predictions = Predictions(model, rows)
-        references = References(self.references, model, train)
+        references = References(self.references, subject, train)
         nothing = measure.metrics(trivial(measure.task, train, rows), rows.targets)
         subsets = self._subsets(predictions, references, measure, subject.seed)
         curves = self._curves(predictions, measure, subject.seed)

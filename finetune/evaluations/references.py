@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from finetune.estimators.base import Fitted
 from finetune.estimators.linear_probe import LinearProbe
-from finetune.evaluations.rows import Rows, labels_of, only
+from finetune.evaluations.base import Subject
+from finetune.evaluations.rows import Rows, labels_of, only, predictor_of
+from finetune.evaluations.seen import check_unseen
 from finetune.loading import PropertyModel, device_of, load
 from shards.batch import collate
 from shards.errors import ConfigError, DataError
@@ -40,26 +42,27 @@ class References:
     ----------
     uris : mapping of str to str
         Modalities joined by + to the URI of a predictor that was trained on these alone.
-    model : PropertyModel
-        What is evaluated.
+    subject : Subject
+        Whose predictor is evaluated.
     train : Rows
         Its training rows, on which probes are fitted.
 
     Raises
     ------
     ConfigError
-        Where a predictor is of another target, or looks at what is not in its subset.
+        Where a predictor is of another target, looks at what is not in its subset, or was trained on another split.
     """
 
-    def __init__(self, uris: Mapping[str, str], model: PropertyModel, train: Rows) -> None:
-        self.model, self.train = model, train
+    def __init__(self, uris: Mapping[str, str], subject: Subject, train: Rows) -> None:
+        self.model = model = predictor_of(subject)
+        self.train = train
         self._encoded: dict[int, tuple[Sequence[Sample], dict[str, np.ndarray]]] = {}
         self._given: dict[frozenset[str], Reference] = {}
         for names, uri in uris.items():
             subset = frozenset(names.split("+"))
             if not subset <= set(model.specs):
                 raise ConfigError(f"'{names}' is no subset of {list(model.specs)}", do='references = {"a+b" = "URI"}')
-            self._given[subset] = _loaded(uri, subset, model)
+            self._given[subset] = _loaded(uri, subset, subject)
 
     def of(self, subset: tuple[str, ...]) -> Reference:
         """Return the reference of a subset; a probe is fitted on the training rows that have all of it, or else any."""
@@ -117,11 +120,12 @@ def encoder_vectors(model: PropertyModel, samples: Sequence[Sample]) -> dict[str
     return {name: torch.cat(blocks).numpy() for name, blocks in parts.items()}
 
 
-def _loaded(uri: str, subset: frozenset[str], model: PropertyModel) -> Reference:
-    other = load(uri)
+def _loaded(uri: str, subset: frozenset[str], subject: Subject) -> Reference:
+    other, model = load(uri), predictor_of(subject)
     wanted = model.info.targets, model.info.task
     if not isinstance(other, PropertyModel) or (other.info.targets, other.info.task) != wanted:
         raise ConfigError(f"'{uri}' is no {model.info.task} of {list(model.info.targets)}")
     if not set(other.specs) <= subset:
         raise ConfigError(f"'{uri}' looks at {list(other.specs)}, not at {sorted(subset)} alone")
+    check_unseen(replace(subject, model=other))
     return Reference(uri, lambda samples: other.estimate([only(sample, set(subset)) for sample in samples]).value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
 from finetune.evaluations.confidence import classes_found
 from finetune.evaluations.intervals import numbers_found
 from finetune.evaluations.rows import Rows, predictor_of, rows_of
+from finetune.evaluations.seen import check_unseen
 from finetune.evaluations.stated import Found, Stated
 from finetune.loading import PropertyModel
 from finetune.prediction import Prediction
@@ -52,7 +54,10 @@ class Uncertainty(Evaluation):
         model = predictor_of(subject)
         self._check(subject)
         held, tested = rows_of(subject, CALIBRATED_ON), rows_of(subject, subject.part)
-        members = [self._predictions(model, rows, subject.seed) for rows in (held, tested)]
+        others = Ensemble.load(self.members).members if self.members else ()
+        for other in others:
+            check_unseen(replace(subject, model=other))
+        members = [self._predictions((model, *others), rows, subject.seed) for rows in (held, tested)]
         joined = [found[0] if len(found) == 1 else combine(found) for found in members]
         stated = Stated(
             names=model.info.targets,
@@ -86,12 +91,11 @@ class Uncertainty(Evaluation):
         if self.members and self.draws:
             raise ConfigError("an ensemble is of members or of draws with dropout, not both", where="uncertainty")
 
-    def _predictions(self, model: PropertyModel, rows: Rows, seed: int) -> list[Prediction]:
+    def _predictions(self, models: tuple[PropertyModel, ...], rows: Rows, seed: int) -> list[Prediction]:
         """Return what is to be combined, before any calibration."""
         if self.draws:
-            return mc_dropout(model, rows.samples, draws=self.draws, seed=seed)
-        others = Ensemble.load(self.members).members if self.members else ()
-        return Ensemble((model, *others)).predictions(rows.samples)
+            return mc_dropout(models[0], rows.samples, draws=self.draws, seed=seed)
+        return Ensemble(models).predictions(rows.samples)
 
     def _text(self, subject: Subject, found: Found) -> str:
         source = "the head"

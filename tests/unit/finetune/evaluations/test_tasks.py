@@ -15,6 +15,7 @@ from finetune.evaluations.base import Findings, Subject
 from finetune.evaluations.missing import Missing
 from finetune.evaluations.noise import Noise
 from finetune.evaluations.rows import Measure, rows_of
+from finetune.evaluations.seen import check_unseen
 from finetune.loading import PropertyModel
 from finetune.prediction import Prediction
 from finetune.predictor import Predictor
@@ -142,7 +143,7 @@ def test_a_difference_is_compared_with_what_learned_the_difference(linear_data: 
     trivial = float((rows.learned - train.learned.mean()).abs().mean())
     assert found.values["mae/mean_predictor"] == pytest.approx(trivial, rel=1e-4)
     # the wrong variant: a probe that must find what is given to the predictor
-    plain = predictor_in(subject(linear_data, Difference(groups), (LABEL,)))
+    plain = subject(linear_data, Difference(groups), (LABEL,))
     wrong = references.References({}, plain, replace(train, offset=torch.zeros_like(train.offset)))
     assert Measure("regression", (LABEL,)).mean(wrong.of(("right",))(rows.samples), rows.targets) > 1
     noisy = Noise(**NOISE)(asked)
@@ -183,7 +184,7 @@ def test_what_cannot_be_measured_is_refused(linear_data: Dataset, monkeypatch: p
         Measure.of(predictor_in(asked), lambda: constant)
     unlabelled = replace(train, targets=train.targets * torch.tensor([1.0, torch.nan]))
     with pytest.raises(DataError, match="'y_gpa' and any of"):
-        references.References({}, predictor_in(asked), unlabelled).of(("left",))
+        references.References({}, asked, unlabelled).of(("left",))
     lacking = subject(linear_data, Difference(TWO), (LABEL,), delta=("no_ev",))
     with pytest.raises(ConfigError, match="no label 'no_ev'"):
         Noise(**NOISE)(lacking)
@@ -192,6 +193,18 @@ def test_what_cannot_be_measured_is_refused(linear_data: Dataset, monkeypatch: p
     monkeypatch.setattr(references, "load", lambda uri: number.model)
     with pytest.raises(ConfigError, match="no classification"):
         Missing(references={"left": "models:/other/1"}, **QUICK)(metal)
+    # a reference that has seen the tested rows is none
+    elsewhere = {"split": "extremes", "data_contents": tuple(linear_data.contents)}
+    seen = subject(linear_data, Metal((("left",),)), ("is_metal",), task="classification", **elsewhere)
+    monkeypatch.setattr(references, "load", lambda uri: seen.model)
+    with pytest.raises(ConfigError, match="trained on split 'extremes'"):
+        Missing(references={"left": "models:/other/1"}, **QUICK)(metal)
+    for split, message in (("extremes", "on split"), ("folds", "on folds")):
+        asked = subject(linear_data, Metal(TWO), ("is_metal",), **{**elsewhere, "split": split})
+        with pytest.raises(ConfigError, match=message):
+            check_unseen(asked)
+    check_unseen(subject(linear_data, Metal(TWO), ("is_metal",), split="extremes", data_contents=("other",)))
+    check_unseen(subject(linear_data, Metal(TWO), ("is_metal",), **{**elsewhere, "split": "chemical_system"}))
 
 
 def test_the_reference_does_not_follow_a_feature_that_was_nearly_constant(linear_data: Dataset) -> None:
@@ -207,6 +220,6 @@ def test_the_reference_does_not_follow_a_feature_that_was_nearly_constant(linear
         return found
 
     seen = replace(train, samples=with_moment(train.samples, 1e-3))
-    probe = references.References({}, predictor_in(asked), seen).of(("left", "right"))
+    probe = references.References({}, asked, seen).of(("left", "right"))
     far = probe(with_moment(test.samples, 1e3))
     assert float((far - test.targets).abs().max()) < 5
