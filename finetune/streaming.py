@@ -109,9 +109,8 @@ def stream(
 ) -> Streamed:
     """Compute a task for all materials of a source.
 
-    Under torchrun, ``accelerate launch`` or MPI every rank takes consecutive parts; of an iterator, whose end is not
-    known, every so many-th part. On CPUs ``accelerate launch`` starts one process, whatever its ``--num_processes``,
-    unless it is given an ``--mpirun_hostfile``.
+    Under torchrun, ``accelerate launch`` (on CPUs with its ``--mpirun_hostfile``) or MPI every rank takes consecutive
+    parts; of an iterator, whose end is not known, every so many-th part.
 
     Parameters
     ----------
