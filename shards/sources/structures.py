@@ -42,7 +42,10 @@ _READING = threading.Lock()
 
 
 class LabelKey(Strict):
-    """Where a label comes from, whether it is divided by the number of atoms, and its shape where it is a tensor."""
+    """Where a label comes from, whether it is divided by the number of atoms, and its shape where it is a tensor.
+
+    A tensor is a list of lists, or all of its numbers row by row.
+    """
 
     key: str
     per_atom: bool = False
@@ -284,6 +287,8 @@ def _tensor(values: Any, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"'{key}' is no array of numbers", why=str(error)) from None
+    # frames hold 9 numbers in a line
+    array = array.reshape(shape) if array.shape == (math.prod(shape),) else array
     if array.shape != shape or not np.isfinite(array).all():
         found = "holds a number that is not finite" if array.shape == shape else f"has the shape {array.shape}"
         raise DataError(f"'{key}' {found}", why=f"expected {shape}", do="correct it, or leave the key out")

@@ -19,6 +19,7 @@ from ase.io import read, write
 from pymatgen.core import Lattice, Structure
 
 from shards.errors import ConfigError, DataError
+from shards.labels import flat_labels
 from shards.sources import source
 from shards.sources.base import Item, Record
 from tests.unit.shards.formats.test_extxyz import FRAME, random_atoms
@@ -117,6 +118,19 @@ def test_labels_that_are_no_numbers(tmp_path: Path) -> None:
     assert "'energy' is inf, no finite number" in refused["x/2"]
     _, refused = load(tmp_path / "x.xyz", id_key="id")
     assert refused["x/9"].count("it has no 'id'") == 1
+
+
+def test_a_tensor_is_a_label_where_its_shape_is_declared(tmp_path: Path) -> None:
+    values = ['"1 2 3 4 5 6 7 8 9"', '"1 2 3 4"', "1.5", '"1 2 3 4 5 6 7 8 inf"']
+    frames = "".join(FRAME.replace("energy=-1.5", f"id=s{i} strain={value}") for i, value in enumerate(values))
+    (tmp_path / "x.xyz").write_text(frames + FRAME.replace("energy=-1.5", ""))
+    records, refused = load(tmp_path / "x.xyz", labels={"strain_pct": {"key": "strain", "shape": [3, 3]}})
+    assert sorted(refused) == ["x/1", "x/2", "x/3"] and "strain_pct" not in records["x/4"].labels
+    assert "has the shape (4,)" in refused["x/1"] and "not finite" in refused["x/3"]
+    found = flat_labels(records["x/0"].labels)
+    assert len(found) == 9 and found["strain_pct[0,1]"] == 2.0 and found["strain_pct[2,2]"] == 9.0
+    divided, _ = load(tmp_path / "x.xyz", labels={"s": {"key": "strain", "shape": [3, 3], "per_atom": True}})
+    assert flat_labels(divided["x/0"].labels)["s[2,2]"] == 9.0 / len(records["x/0"].structure)
 
 
 def test_json_in_all_its_forms(tmp_path: Path) -> None:
