@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from finetune.accelerators import start_accelerator
-from finetune.adapt.base import Adaptation
+from finetune.adapt.base import Adaptation, TrainedOn
 from finetune.champion import Best, Champion, measured
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
@@ -19,7 +19,7 @@ from finetune.head_rows import check_head, check_inputs
 from finetune.heads.base import HEADS
 from finetune.metrics import LOWER_IS_BETTER, SELECTION
 from finetune.pair_data import PairData
-from finetune.predictor import FOLDS, PredictorInfo, write_predictor
+from finetune.predictor import FOLDS, PredictorInfo, read_predictor, write_predictor
 from finetune.registry import resolve
 from finetune.report import parity_plot
 from finetune.results import Result
@@ -218,8 +218,9 @@ class Comparison:
             },
         )
         for member in best.members if recipe.ensemble else ():
-            values = {f"val_{k}": v for k, v in member.validation.items()}
-            values |= {f"test_{k}": v for k, v in member.test.items()}
+            # linked to the ensemble, of which they must not be taken for its own
+            values = {f"member_val_{k}": v for k, v in member.validation.items()}
+            values |= {f"member_test_{k}": v for k, v in member.test.items()}
             name = "-".join(filter(None, [recipe.name, member.fold.replace(" ", "-"), f"seed-{member.seed}"]))
             tracker.member(name, {**about, "fold": member.fold or recipe.split, "seed": member.seed}, values)
         if uri:
@@ -236,30 +237,35 @@ class Comparison:
         if self.recipe.pairs is not None and self.recipe.pairs.leave == "pair":
             # materials are not divided at all
             return False
-        models = {self.recipe.model: self.export}
+        models: dict[str, TrainedOn] = {
+            self.recipe.model: (self.export.recipe.data.split, self.export.metrics["data_contents"])
+        }
         for row in self.recipe.rows:
             plan = row.plan()
             if isinstance(plan, Adaptation):
                 models |= plan.check_data(row.modalities, self.dataset)
-        contents = set(self.dataset.contents)
-        seen = [uri for uri, export in models.items() if contents & set(export.metrics["data_contents"])]
+            if row.start is not None:
+                start = read_predictor(resolve(row.start))[1]
+                models[row.start] = (start.split, start.data_contents)
+        # of a predictor that was stored before it said what it was trained on, nothing is known
+        seen = [uri for uri, (_, contents) in models.items() if set(contents) & set(self.dataset.contents)]
         if self.recipe.folds is None:
             for uri in seen:
-                self._check_same_split(uri, models[uri])
+                self._check_same_split(uri, models[uri][0])
         elif seen and self.recipe.folds.seen == "error":
             raise ConfigError(
-                f"the model '{seen[0]}' was pretrained on this data set",
+                f"'{seen[0]}' was trained on this data set",
                 where="folds",
-                why="every fold would be tested on materials that the encoders have seen, though not their labels",
+                why="every fold would be tested on materials that the encoders have seen",
                 do="pretrain on other data, use the split of the pretraining, or say so: folds.seen = 'allow'",
             )
         return bool(seen)
 
-    def _check_same_split(self, uri: str, export: Export) -> None:
-        split, whose = export.recipe.data.split, "the model" if uri == self.recipe.model else f"the expert '{uri}'"
+    def _check_same_split(self, uri: str, split: str) -> None:
+        whose = "the model was pretrained" if uri == self.recipe.model else f"'{uri}' was trained"
         if split != self.recipe.split:
             raise ConfigError(
-                f"{whose} was pretrained on split '{split}' of this data set",
+                f"{whose} on split '{split}' of this data set",
                 where="split",
                 why=f"the test part of '{self.recipe.split}' holds materials that it has seen",
                 do=f"--set split={split}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune.adapt.base import TrainedOn
 from finetune.data import check_schema
 from finetune.predictor import PREDICTOR, PredictorInfo, build_featurizer, read_predictor, stored_info, unfilled
 from finetune.registry import resolve
@@ -117,18 +118,20 @@ class Source:
         }
 
 
-def check_experts(models: Iterable[str], modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
-    """Load every expert of a row once, before anything is trained; return the pretrained models among them, by URI.
+def check_experts(models: Iterable[str], modalities: Sequence[str], dataset: Dataset) -> dict[str, TrainedOn]:
+    """Load every expert of a row once, before anything is trained; return by URI what it was trained on.
 
     Raises
     ------
     ConfigError, DataError
         Where one cannot be had, or reads other features than the data set holds.
     """
-    pretrained = {}
+    found: dict[str, TrainedOn] = {}
     for uri in models:
         source = Source.load(uri, modalities)
         check_schema(source.export.specs, dataset, source.modalities)
         if source.info is None:
-            pretrained[uri] = source.export
-    return pretrained
+            found[uri] = source.export.recipe.data.split, source.export.metrics["data_contents"]
+        else:
+            found[uri] = source.info.split, source.info.data_contents
+    return found

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.featurizer import MakeJoin
     from finetune.predictor import Predictor
-    from pretrain.export import Export
     from shards.reader import Dataset
 
 Group = dict[str, Any]
+# a split, and the identity of its data; see `shards.reader.Dataset.contents`
+TrainedOn = tuple[str, Sequence[str]]
 
 
 class Adaptation(Options):
@@ -43,8 +44,8 @@ class Adaptation(Options):
     def check(self) -> None:
         """Raise `ConfigError` where the options do not go together."""
 
-    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
-        """Raise an error where models of its own do not read a data set; return by URI those that were pretrained."""
+    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, TrainedOn]:
+        """Raise an error where models of its own do not read a data set; return by URI what they were trained on."""
         return {}
 
     def encoders_of(self, modalities: Sequence[str], stored: Sequence[Mapping[str, Any]] | None = None) -> nn.Module:

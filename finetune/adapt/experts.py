@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor
 
-from finetune.adapt.base import ADAPTATIONS, Adaptation, Group, group
+from finetune.adapt.base import ADAPTATIONS, Adaptation, Group, TrainedOn, group
 from finetune.experts import Experts, ExpertsConfig, check_gate
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.predictor import Predictor
-    from pretrain.export import Export
     from shards.reader import Dataset
 
 
@@ -39,7 +38,7 @@ class MixtureOfExperts(Adaptation, ExpertsConfig):
         """Raise `ConfigError` where the gate cannot select among the experts."""
         check_gate(len(self.models), self)
 
-    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, Export]:
+    def check_data(self, modalities: Sequence[str], dataset: Dataset) -> dict[str, TrainedOn]:
         """Load every expert once, before anything is trained."""
         from finetune.expert_sources import check_experts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,11 @@ from pretrain.parts import fit_encoders
 from shards.build import build
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.reader import Dataset
+from shards.resplit import add_split
 from shards.schema import Value
 from shards.sealed import publish, staging
 from shards.sources.base import Record
+from shards.splits import SplitPlan
 from tests.synthetic import FEATURES, SPLITS, ToyVector, generator, hidden, records
 from tests.unit.finetune.predictors import digest
 
@@ -151,6 +154,11 @@ class TestExperts:
         model = load(str(tmp_path / "two" / "predictor"))
         assert isinstance(model, PropertyModel)
         np.testing.assert_allclose(model.estimate(held(compared, "test")).value, result.predictions, atol=1e-5)
+        data = Path(shutil.copytree(causes, tmp_path / "causes"))
+        add_split(data, "later", SplitPlan(by="id"))
+        for key in ({"strategy": row}, {"strategy": "full", "start": other}):
+            with pytest.raises(ConfigError, match="predictor' was trained on split 'chemical_system'"):
+                comparison(export_folder, data, tmp_path, [key], split="later")
         with pytest.raises(ConfigError, match="reads 'b', which the row does not look at"):
             comparison(export_folder, causes, tmp_path, [{"strategy": row, "modalities": ("a",)}])
         again = {"kind": "experts", "models": [str(tmp_path / "two" / "predictor"), other]}
@@ -323,10 +331,10 @@ class TestFolds:
         self, export_folder: Path, stranger: Path, causes: Path, toy_folder: Path, tmp_path: Path
     ) -> None:
         folds = {"folds": 3}
-        with pytest.raises(ConfigError, match="pretrained on this data set"):
+        with pytest.raises(ConfigError, match="was trained on this data set"):
             comparison(export_folder, toy_folder, tmp_path, ["frozen"], folds=folds, target="gap_ev")
         row = {"kind": "experts", "models": [str(stranger), str(export_folder)]}
-        with pytest.raises(ConfigError, match="pretrained on this data set"):
+        with pytest.raises(ConfigError, match="was trained on this data set"):
             comparison(stranger, toy_folder, tmp_path, [row], folds=folds, target="gap_ev")
         allowed = {**folds, "seen": "allow"}
         assert comparison(
@@ -394,11 +402,11 @@ class TestEnsembles:
         nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         assert sorted(run.data.params["seed"] for run in nested) == ["0", "1", "2"]
         assert {run.info.status for run in nested} == {"FINISHED"}
-        by_seed = {int(run.data.params["seed"]): run.data.metrics["test_mae"] for run in nested}
+        by_seed = {int(run.data.params["seed"]): run.data.metrics["member_test_mae"] for run in nested}
         assert by_seed == pytest.approx({seed: best.test[seed]["mae"] for seed in (0, 1, 2)})
         version = client.get_model_version(*uri.removeprefix("models:/").split("/"))
         linked = client.get_logged_model(version.model_id or version.source.removeprefix("models:/"))
-        of_members = [metric for metric in linked.metrics or [] if metric.key == "test_mae"]
+        of_members = [metric for metric in linked.metrics or [] if metric.key == "member_test_mae"]
         assert {metric.run_id for metric in of_members} == {run.info.run_id for run in nested}
 
     def test_the_gain_is_what_the_members_differ_by(self, export_folder: Path, causes: Path, tmp_path: Path) -> None:
