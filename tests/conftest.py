@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# several test processes share few cores; before torch is imported
+# several test processes share few cores; before torch and numba are imported. Numba, which comes with UMAP, would set
+# OpenMP's number anew, and small tensors on two threads take ten times the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 
