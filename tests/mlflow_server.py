@@ -18,7 +18,7 @@ from typing import Any
 
 from pretrain.ports import free_port
 
-START_S = 120
+START_S = 300
 
 
 class MLflow:
