@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -21,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("mlflow_store")
 @pytest.fixture
 def model(request: pytest.FixtureRequest, mlflow_store: None) -> str:
     """A registered model with three versions, of which the first is in use."""
+    # a store that an earlier test has named goes before the variable
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     name, client = request.node.name[-60:], MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):

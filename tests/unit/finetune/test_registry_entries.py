@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import typer
 from mlflow import MlflowClient
@@ -181,6 +182,8 @@ def hostile(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch, closing(socket.create_server(("127.0.0.1", 0))) as listening:
         listening.setblocking(False)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+        # a store that an earlier test has named goes before the variable
+        mlflow.set_tracking_uri(f"sqlite:///{database}")
         patch.setenv("MATLOOM_CACHE", str(folder / "home" / ".cache"))
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("MLFLOW_TRACKING_PASSWORD", "a-password")
