@@ -18,6 +18,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
+from finetune.calibration import Calibration
 from finetune.heads.base import HEADS
 from finetune.loading import PropertyModel, load
 from finetune.materials import to_known_sample
@@ -118,7 +119,8 @@ def test_json_and_csv_say_what_python_says() -> None:
 
 def test_a_class_comes_with_the_set_that_holds_it(tmp_path: Path) -> None:
     export, options = read_export(Path("foundation")), HEADS.options({"kind": "multiclass", "classes": 3})
-    calibration = {"task": "multiclass", "score": "probability", "rows": [50], "quantile": [0.7], "temperature": [1.0]}
+    calibrator = Calibration(task="multiclass", score="probability", rows=(50,), quantile=(0.7,), temperature=(1.0,))
+    calibration = calibrator.model_dump(mode="json")
     info = PredictorInfo(
         targets=("crystal_system",), task="multiclass", modalities=("crystal",), head=options.model_dump(mode="json"),
         foundation="", foundation_seal="0", strategy="frozen", metrics={}, calibration=calibration,
