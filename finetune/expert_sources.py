@@ -10,7 +10,8 @@ from torch import nn
 
 from finetune.adapt.base import TrainedOn
 from finetune.data import check_schema
-from finetune.predictor import PREDICTOR, PredictorInfo, build_featurizer, read_predictor, stored_info, unfilled
+from finetune.files import EXPERTS, PREDICTOR
+from finetune.predictor import PredictorInfo, build_featurizer, read_predictor, stored_info, unfilled
 from finetune.registry import resolve
 from pretrain.config import parse_recipe
 from pretrain.export import Export, read_export
@@ -90,7 +91,7 @@ class Source:
     def stored(cls, table: Mapping[str, Any]) -> Source:
         """Return the expert that `table` describes, without its weights."""
         export = Export(
-            recipe=parse_recipe(table["recipe"], where="experts.json"),
+            recipe=parse_recipe(table["recipe"], where=EXPERTS),
             specs={name: ModalitySpec.model_validate(spec) for name, spec in table["schema"].items()},
             fitted=with_weights(table["fitted"]),
             metrics={},

@@ -32,8 +32,10 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
+from finetune.files import CONFIG, README
 from finetune.registry.contents import FILES
-from pretrain.export import CARD, WEIGHTS, contiguous
+from pretrain.export import contiguous
+from pretrain.export_files import CARD, WEIGHTS
 from shards.cache import cache_folder
 from shards.errors import CheckpointError, MatloomError, RegistryError
 from shards.quoting import printable
@@ -43,7 +45,6 @@ SCHEME = "hf://"
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # seconds until a hub that does not answer is away
 PATIENCE_S = 5.0
-CONFIG, README = "config.json", "README.md"
 
 
 def download(uri: str, *, token: str | bool | None = None) -> Path:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.files import PREDICTOR
 from finetune.materials import Material, read_material, several, to_known_sample
 from finetune.predicted import Predicted, Predictions
 from finetune.prediction import Prediction
-from finetune.predictor import PREDICTOR, AnyPredictor, PredictorInfo, read_predictor
+from finetune.predictor import AnyPredictor, PredictorInfo, read_predictor
 from finetune.registry import resolve
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from finetune.adapt.base import ADAPTATIONS, Adaptation
 from finetune.ensembles import How, PredictorEnsemble, kept_once, of_every_member
 from finetune.featurizer import Encodings, Featurizer, MakeJoin, SideBySide, fusion_join
+from finetune.files import EXPERTS, PREDICTOR
 from finetune.heads.base import HEADS, Head
 from finetune.prediction import Prediction
 from finetune.targets import grouped
 from pretrain.config import parse_recipe
 from pretrain.encoders.base import Encoder
-from pretrain.export import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS, Export, contiguous, read_tables_of, write_json
+from pretrain.export import Export, contiguous, read_tables_of, write_json
+from pretrain.export_files import CARD, FITTED, RECIPE, SCHEMA, WEIGHTS
 from pretrain.parts import build_encoder, with_weights
 from shards.batch import Batch
 from shards.errors import CheckpointError, ConfigError, DataError, suggest
@@ -29,7 +31,6 @@ from shards.plugins import Options
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
 
-PREDICTOR, EXPERTS = "predictor.json", "experts.json"
 # of an ensemble: a description that was tampered with must not fill the memory
 MOST_MEMBERS = 1000
 

@@ -18,21 +18,13 @@ from torch import Tensor
 
 from pretrain.config import Recipe, parse_recipe
 from pretrain.evaluate import Row
+from pretrain.export_files import CARD, FITTED, METRICS, RECIPE, SCHEMA, WEIGHTS
 from pretrain.model import MultimodalModel
 from pretrain.parts import Fitted, with_weights
 from shards.errors import CheckpointError
 from shards.quoting import markdown
 from shards.schema import ModalitySpec
 from shards.sealed import sealing, verify
-
-WEIGHTS, RECIPE, SCHEMA, FITTED, METRICS, CARD = (
-    "model.safetensors",
-    "recipe.json",
-    "schema.json",
-    "fitted.json",
-    "metrics.json",
-    "MODEL_CARD.md",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from types import TracebackType
 
 from pretrain.config import Recipe
 from pretrain.evaluate import Row
-from pretrain.export import METRICS as EXPORT_METRICS
 from pretrain.export import write_export, write_json
+from pretrain.export_files import METRICS as EXPORT_METRICS
 from pretrain.model import MultimodalModel
 from pretrain.parts import Fitted
 from pretrain.plots import loss_plot, retrieval_plot

@@ -7,27 +7,14 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from finetune.files import ADDED
+from pretrain.export_files import EXPORTED, WEIGHTS
 from shards.errors import CheckpointError
 from shards.quoting import printable
 from shards.sealed import SEAL, sha256, verify
 
-WEIGHTS = "model.safetensors"
 # all files that pretraining, fine-tuning and `matloom export` write: what is not here is refused by every registry
-FILES = frozenset(
-    {
-        WEIGHTS,
-        SEAL,
-        "recipe.json",
-        "schema.json",
-        "fitted.json",
-        "metrics.json",
-        "predictor.json",
-        "experts.json",
-        "config.json",
-        "MODEL_CARD.md",
-        "README.md",
-    }
-)
+FILES = EXPORTED | ADDED | {SEAL}
 # recipes, schemas and cards are kilobytes; a parser that is given gigabytes takes the machine with it
 MOST = 64 << 20
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from finetune.files import EXPERTS
 from finetune.hub import HubModel
 from finetune.loading import load
-from finetune.predictor import EXPERTS
 from finetune.registry import cache, contents, reachable, resolve, uris
 from finetune.registry.contents import check_contents
 from finetune.registry.entries import entries, find
 from finetune.registry.promotions import promote_version, promoted, rollback
-from pretrain.export import WEIGHTS
+from pretrain.export_files import WEIGHTS
 from shards import sealed
 from shards.errors import CheckpointError, MatloomError, RegistryError
 from shards.sealed import SEAL, publish, sealing, sha256
