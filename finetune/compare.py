@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from finetune.accelerators import start_accelerator
-from finetune.adapt.base import Adaptation, TrainedOn
+from finetune.adapt.base import Adaptation
 from finetune.champion import Best, Champion, measured
 from finetune.config import FinetuneRecipe, RowConfig
 from finetune.data import TargetData, check_schema
@@ -25,6 +25,7 @@ from finetune.report import parity_plot
 from finetune.results import Result
 from finetune.rows import RowFitter
 from finetune.targets import grouped
+from finetune.trained_on import TrainedOn
 from pretrain.data import as_evaluated
 from pretrain.export import Export, read_export, write_json
 from pretrain.plots import write_csv
@@ -237,21 +238,17 @@ class Comparison:
         if self.recipe.pairs is not None and self.recipe.pairs.leave == "pair":
             # materials are not divided at all
             return False
-        models: dict[str, TrainedOn] = {
-            self.recipe.model: (self.export.recipe.data.split, self.export.metrics["data_contents"])
-        }
+        models = {self.recipe.model: TrainedOn.of(self.export)}
         for row in self.recipe.rows:
             plan = row.plan()
             if isinstance(plan, Adaptation):
                 models |= plan.check_data(row.modalities, self.dataset)
             if row.start is not None:
-                start = read_predictor(resolve(row.start))[1]
-                models[row.start] = (start.split, start.data_contents)
-        # of a predictor that was stored before it said what it was trained on, nothing is known
-        seen = [uri for uri, (_, contents) in models.items() if set(contents) & set(self.dataset.contents)]
+                models[row.start] = TrainedOn.of(read_predictor(resolve(row.start))[1])
+        seen = [uri for uri, trained in models.items() if trained.shares(self.dataset)]
         if self.recipe.folds is None:
-            for uri in seen:
-                self._check_same_split(uri, models[uri][0])
+            for uri, trained in models.items():
+                self._check_same_split(uri, trained)
         elif seen and self.recipe.folds.seen == "error":
             raise ConfigError(
                 f"'{seen[0]}' was trained on this data set",
@@ -261,12 +258,12 @@ class Comparison:
             )
         return bool(seen)
 
-    def _check_same_split(self, uri: str, split: str) -> None:
+    def _check_same_split(self, uri: str, trained: TrainedOn) -> None:
         whose = "the model was pretrained" if uri == self.recipe.model else f"'{uri}' was trained"
-        if split != self.recipe.split:
+        if trained.has_seen(self.dataset, self.recipe.split):
             raise ConfigError(
-                f"{whose} on split '{split}' of this data set",
+                f"{whose} on split '{trained.split}' of this data set",
                 where="split",
                 why=f"the test part of '{self.recipe.split}' holds materials that it has seen",
-                do=f"--set split={split}",
+                do=f"--set split={trained.split}",
             )

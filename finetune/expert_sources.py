@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from finetune.adapt.base import TrainedOn
 from finetune.data import check_schema
 from finetune.files import EXPERTS, PREDICTOR
 from finetune.predictor import PredictorInfo, build_featurizer, read_predictor, stored_info, unfilled
 from finetune.registry import resolve
+from finetune.trained_on import TrainedOn
 from pretrain.config import parse_recipe
 from pretrain.export import Export, read_export
 from pretrain.parts import with_weights
@@ -131,8 +131,5 @@ def check_experts(models: Iterable[str], modalities: Sequence[str], dataset: Dat
     for uri in models:
         source = Source.load(uri, modalities)
         check_schema(source.export.specs, dataset, source.modalities)
-        if source.info is None:
-            found[uri] = source.export.recipe.data.split, source.export.metrics["data_contents"]
-        else:
-            found[uri] = source.info.split, source.info.data_contents
+        found[uri] = TrainedOn.of(source.info or source.export)
     return found

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.featurizer import MakeJoin
     from finetune.predictor import Predictor
+    from finetune.trained_on import TrainedOn
     from shards.reader import Dataset
 
 Group = dict[str, Any]
-# a split, and the identity of its data; see `shards.reader.Dataset.contents`
-TrainedOn = tuple[str, Sequence[str]]
 
 
 class Adaptation(Options):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor
 
-from finetune.adapt.base import ADAPTATIONS, Adaptation, Group, TrainedOn, group
+from finetune.adapt.base import ADAPTATIONS, Adaptation, Group, group
 from finetune.experts import Experts, ExpertsConfig, check_gate
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneOptim
     from finetune.predictor import Predictor
+    from finetune.trained_on import TrainedOn
     from shards.reader import Dataset
 
 
