@@ -19,7 +19,6 @@ from pathlib import Path
 
 from finetune.compare import Comparison
 from finetune.config import FinetuneRecipe, RowConfig, load_finetune_recipe
-from finetune.metrics import evaluate
 from pretrain.export import write_json
 
 FRACTIONS = (1.0, 0.5, 0.1, 0.05, 0.01)
@@ -61,7 +60,7 @@ def measure(recipe: str, overrides: tuple[str, ...], out: Path, part: Part) -> s
     fitted = comparison(recipe, overrides, out)
     row = part.row(modality_of(fitted.recipe))
     outcome = fitted.fitter.fit(row, part.seed)
-    metrics = evaluate(fitted.task, outcome.predictions, outcome.targets)
+    metrics = outcome.test
     write_json(part.file(fitted.recipe, out), {"row": row.model_dump(mode="json"), "seed": part.seed, **metrics})
     return f"{fitted.recipe.name}  {row.label}  seed {part.seed}  " + "  ".join(
         f"{k} {v:.4g}" for k, v in metrics.items()

@@ -69,8 +69,7 @@ class Champion:
         if self.recipe.ensemble is None and not better(metric, outcome.validation[metric], self._score()):
             return
         predictor = copy.deepcopy(outcome.predictor).cpu()
-        test = evaluate(self.task, outcome.predictions, outcome.targets)
-        member = Member(fold, seed, predictor, outcome.validation, test)
+        member = Member(fold, seed, predictor, outcome.validation, outcome.test)
         if self.recipe.ensemble is None:
             self.best = Best(outcome.validation[metric], row, plan, (member,), predictor)
         else:

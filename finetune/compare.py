@@ -137,7 +137,7 @@ class Comparison:
             outcomes = []
             for seed in seeds:
                 outcomes.append(fitter.fit(row, seed))
-                result.add(fold, seed, outcomes[-1], self.task)
+                result.add(fold, seed, outcomes[-1])
                 if candidate:
                     self.champion.show(row, cast(Adaptation, plan), fold, seed, outcomes[-1])
             if self.recipe.ensemble is not None:

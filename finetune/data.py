@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from math import nan
 
@@ -160,8 +161,9 @@ class TargetData:
         """Return the places of a part in the data set, of labelled samples and others."""
         return self.dataset.positions(split, part)
 
+    @cached_property
     def groups(self) -> list[str]:
-        """Return of every sample of the data set what inner folds of the training part must not part it from."""
+        """Of every sample of the data set, what inner folds of the training part must not part it from."""
         return groups_of(self.dataset.manifest.split(self.split).by, self.dataset)
 
     @property

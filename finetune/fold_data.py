@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cached_property
 from math import isnan
 from typing import Any
 
@@ -53,8 +54,9 @@ class FoldData(TargetData):
     def _places(self, split: str, part: str) -> np.ndarray:
         return self.fold.parts[part]
 
+    @cached_property
     def groups(self) -> list[str]:
-        """Return of every sample what inner folds must not part it from, as the folds do not."""
+        """Of every sample, what inner folds must not part it from, as the folds do not."""
         return groups_of(self.by, self.dataset)
 
     def encoded(

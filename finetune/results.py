@@ -43,11 +43,11 @@ class Result:
     predictions: np.ndarray = field(default_factory=lambda: np.zeros(0))
     targets: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, fold: str, seed: int, outcome: Outcome, task: str) -> None:
+    def add(self, fold: str, seed: int, outcome: Outcome) -> None:
         """Take note of one run."""
         self.runs.append((fold, seed))
         self.validation.append(outcome.validation)
-        self.test.append(evaluate(task, outcome.predictions, outcome.targets) | outcome.scores)
+        self.test.append(outcome.test | outcome.scores)
         if not self.predictions.size:
             self.predictions, self.targets = outcome.predictions.numpy(), outcome.targets.numpy()
 

@@ -44,14 +44,17 @@ class Outcome:
         (N, T) on the test part.
     predictor : Predictor, optional
         What was trained; of an estimator None.
+    test : dict of str to float
+        Metrics of the test part.
     scores : dict of str to float
-        What the recipe's head says of the test part beside the usual metrics; see `Head.further_metrics`.
+        What the recipe's head says of the test part beside these; see `Head.further_metrics`.
     """
 
     validation: dict[str, float]
     predictions: Tensor
     targets: Tensor
     predictor: Predictor | None = None
+    test: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -74,7 +77,9 @@ class RowFitter:
             outcome = self._estimated(row, plan, seed)
         else:
             outcome = self._fused(row, plan, seed)
-        return replace(outcome, scores=HEADS.get(head.kind).further_metrics(head, outcome.predictions, outcome.targets))
+        found = outcome.predictions, outcome.targets
+        scores = HEADS.get(head.kind).further_metrics(head, *found)
+        return replace(outcome, test=evaluate(self.task, *found), scores=scores)
 
     def _trained(self, row: RowConfig, adaptation: Adaptation, seed: int) -> Outcome:
         set_seed(seed)
@@ -191,8 +196,7 @@ class RowFitter:
 
     def _groups(self, chosen: Tensor) -> list[str]:
         """Return what each of some training rows belongs to, by what the split goes by."""
-        groups = self.data.groups()
-        return [groups[int(i)] for i in self.data.parts[TRAIN].positions[chosen.numpy()]]
+        return [self.data.groups[int(i)] for i in self.data.parts[TRAIN].positions[chosen.numpy()]]
 
     def _outcome(self, learned: dict[str, Tensor]) -> Outcome:
         """Return the outcome of what an estimator says of the parts that it was not fitted to."""

@@ -233,7 +233,7 @@ class TestLateFusion:
 
     def test_inner_folds_keep_what_the_split_keeps(self, export_folder: Path, causes: Path, tmp_path: Path) -> None:
         compared = comparison(export_folder, causes, tmp_path, ["probe"])
-        groups = compared.data.groups()
+        groups = compared.data.groups
         tags = [sample.tags["chemical_system"] for sample in compared.dataset]
         assert len(set(groups)) == len(set(tags)) == len(set(zip(groups, tags, strict=True)))
 
