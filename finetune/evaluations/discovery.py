@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from pydantic import Field
-from scipy.spatial.distance import cdist
 from scipy.special import gammaln
 
 from finetune.evaluations.base import EVALUATIONS, Evaluation, Findings, Subject
 from finetune.loading import Foundation
+from finetune.metrics.spectra import integral_scores, trapezoid_weights
 from finetune.search.index import Index
 from pretrain.plots import Row
 from shards.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class Discovery(Evaluation):
         if subject.part == "train":
             raise ConfigError("the training materials are the candidates", do="evaluate another part")
         asked, answers = (self._having(dataset, subject.split, part) for part in (subject.part, "train"))
-        weights = trapezoid_weights(dataset.modalities[self.query], self.window, self.grid)
+        weights = weights_of(dataset.modalities[self.query], self.window, self.grid)
         wanted, known = (spectra(dataset, self.query, rows) for rows in (asked, answers))
         there = wanted @ weights > 0
         if there.sum() < 1 or len(answers) < self.best_of:
@@ -113,13 +113,8 @@ class Discovery(Evaluation):
         )  # fmt: skip
 
 
-def trapezoid_weights(
-    spec: ModalitySpec, window: tuple[float, float], grid: tuple[float, float] | None = None
-) -> np.ndarray:
-    """Return the weights (P,) by which values on the grid of a spectrum are summed to its integral over a window.
-
-    Between grid points the spectrum is linear; the window's ends are the grid points nearest to them.
-    """
+def weights_of(spec: ModalitySpec, window: tuple[float, float], grid: tuple[float, float] | None = None) -> np.ndarray:
+    """Return the weights (P,) by which values on the grid of a spectrum are summed to its integral over a window."""
     if spec.kind != "spectrum" or len(spec.fields) != 1:
         raise ConfigError(f"'{spec.name}' is a {spec.kind}, no spectrum of one field")
     (points,) = next(iter(spec.fields.values())).shape
@@ -127,14 +122,7 @@ def trapezoid_weights(
         if not {"start", "stop"} <= spec.feature.keys():
             raise ConfigError(f"the schema does not say where '{spec.name}' begins and ends", do="discovery.grid=[A,B]")
         grid = float(spec.feature["start"]), float(spec.feature["stop"])
-    axis, step = np.linspace(*grid, int(points), retstep=True)
-    inside = np.flatnonzero((axis >= window[0] - step / 2) & (axis <= window[1] + step / 2))
-    if len(inside) < 2:
-        raise ConfigError(f"the window {list(window)} has {len(inside)} points of the grid {list(grid)}")
-    weights = np.zeros(len(axis))
-    weights[inside] = step
-    weights[inside[[0, -1]]] = step / 2
-    return weights
+    return trapezoid_weights(np.linspace(*grid, int(points)), window, where="discovery.window")
 
 
 def spectra(dataset: Dataset, name: str, positions: np.ndarray) -> np.ndarray:
@@ -142,21 +130,6 @@ def spectra(dataset: Dataset, name: str, positions: np.ndarray) -> np.ndarray:
     read = dataset.select([name])
     rows = [next(iter(read[int(place)].arrays[name].values())) for place in positions]
     return np.stack(rows).astype(np.float64) if rows else np.zeros((0, 1))
-
-
-def integral_scores(wanted: np.ndarray, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the integral of |wanted - found| over that of wanted, (T, C) for T and C spectra.
-
-    0 for the same spectrum; multiplying both by a number changes nothing (MultiMat, section on discovery).
-
-    Parameters
-    ----------
-    wanted, found : ndarray
-        (T, P) of positive integral, (C, P).
-    weights : ndarray
-        (P,), see `trapezoid_weights`.
-    """
-    return cdist(wanted * weights, found * weights, "cityblock") / (wanted @ weights)[:, None]
 
 
 def best_of_n(wanted: np.ndarray, known: np.ndarray, weights: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
@@ -167,7 +140,7 @@ def best_of_n(wanted: np.ndarray, known: np.ndarray, weights: np.ndarray, places
     wanted, known : ndarray
         Spectra of the T targets and of all C candidates.
     weights : ndarray
-        See `trapezoid_weights`.
+        See `finetune.metrics.spectra.trapezoid_weights`.
     places : ndarray
         (T, K) candidates in the order in which the model proposes them.
 

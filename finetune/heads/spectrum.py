@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.heads.base import HEADS, Head, MlpOptions, mlp
+from finetune.metrics.spectra import paired_scores, trapezoid_weights
 from finetune.prediction import Prediction
 from shards.errors import ConfigError, DataError
 
@@ -68,28 +71,13 @@ class SpectrumHead(Head):
 
     @classmethod
     def further_metrics(cls, config: Config, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-        r"""Return ``integral_score``, the mean of :math:`\int |g - \hat g| dE / \int g\, dE`; 0: the same spectrum.
-
-        The score of MultiMat's discovery (arXiv 2312.00111), here of a prediction in place of a candidate. Spectra
-        without any weight in the window are left out.
-        """
-        energies = config.start + config.spacing * torch.arange(targets.shape[1], device=targets.device)
-        weights = torch.ones_like(energies)
-        if config.window is not None:
-            edge = config.spacing / 2
-            weights = ((energies >= config.window[0] - edge) & (energies <= config.window[1] + edge)).to(weights)
-        inside = weights.nonzero()
-        if len(inside) < 2:
-            raise ConfigError(
-                f"the window {list(config.window or ())} holds {len(inside)} energies", where="head.window"
-            )
-        # trapezoidal rule
-        weights[inside[[0, -1]]] = 0.5
+        """Return ``integral_score``, the mean of `finetune.metrics.spectra.paired_scores`; 0: the same spectra."""
+        energies = config.start + config.spacing * np.arange(targets.shape[1])
+        weights = trapezoid_weights(energies, config.window, where="head.window")
         known = ~targets.isnan().any(dim=1)
-        wanted, found = targets[known], predictions[known].to(targets)
-        area = wanted @ weights
-        ratio = ((wanted - found).abs() @ weights / area)[area > 0]
-        return {"integral_score": float(ratio.mean())}
+        wanted, found = (spectra[known].double().cpu().numpy() for spectra in (targets, predictions))
+        scores = paired_scores(wanted, found, weights)
+        return {"integral_score": float(scores.mean()) if len(scores) else nan}
 
     def fit(self, targets: Tensor, features: Tensor | None = None) -> None:
         """Take the mean height as the unit, and fit the basis to the known training spectra."""

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from finetune.evaluations.base import EVALUATIONS
 from finetune.loading import Foundation, PropertyModel
 from launch.evaluate_cli import evaluate
 from launch.leaderboard_cli import jarvis_split
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from pretrain.tracking import Tracker
 from shards.errors import ConfigError, DataError
 from shards.reader import Dataset
+from tests.random_models import write_model
 from tests.unit.finetune.evaluations.linear import build_linear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,15 +41,8 @@ class Place:
             },
             where="test",
         )  # fmt: skip
-        fitted = fit_encoders(
-            recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-        )
-        torch.manual_seed(0)
-        network = MultimodalModel(recipe, dataset.modalities, fitted)
         self.model.parent.mkdir()
-        write_export(
-            self.model, network, recipe, fitted, step=1, data_name="x", data_sha256="0", data_contents=[], validation=[]
-        )
+        write_model(self.model, recipe, dataset)
 
     def evaluate(self, *only: str, **options: Any) -> None:
         """What the command does, in this process."""

@@ -60,10 +60,8 @@ def fitted(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> str:
     from pretrain.config import parse_recipe
-    from pretrain.export import write_export
-    from pretrain.model import MultimodalModel
-    from pretrain.parts import fit_encoders
     from shards.reader import Dataset
+    from tests.random_models import write_model
 
     recipe = parse_recipe(
         {
@@ -76,17 +74,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> str:
         where="test",
     )
     dataset = Dataset(toy_folder, list(recipe.modalities))
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("export") / "model"
-    network = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder, network, recipe, fitted, step=1, data_name="toy", data_sha256="0" * 64,
-        data_contents=dataset.contents, validation=[],
-    )  # fmt: skip
-    return str(folder)
+    return str(write_model(folder, recipe, dataset, data_name="toy", data_contents=dataset.contents))
 
 
 def same(one: Any, other: Any, names: list[str], *, atol: float) -> None:

@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from launch.cli import app
 from pretrain import claim
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from pretrain.promotion import history
 from pretrain.tracking import Tracker
 from shards.errors import RegistryError
@@ -28,6 +24,7 @@ from shards.reader import Dataset
 from shards.sealed import SEAL, sha256
 from tests.mlflow_server import MLflow, mlflow_server
 from tests.postgres_server import postgres_server
+from tests.random_models import write_model
 
 CONTEST = {"data": "toy", "data_sha256": "ab" * 32, "split": "s", "modalities": "a,b", "metric": "mrr"}
 PASSWORD = "a-password-of-the-tests"
@@ -45,16 +42,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Path:
         "objective": {"kind": "all_pairs"},
     }
     recipe = parse_recipe(tables, where="test")
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: [s.value(name) for s in dataset if name in s.modalities]
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("export") / "model"
-    model = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder, model, recipe, fitted, step=1, data_name="toy", data_sha256="0", data_contents=[], validation=[]
-    )
-    return folder
+    return write_model(tmp_path_factory.mktemp("export") / "model", recipe, dataset, data_name="toy")
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql", "basic-auth")]

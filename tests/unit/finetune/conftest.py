@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from finetune.loading import Foundation, load_foundation
 from pretrain.config import Recipe, parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.reader import Dataset
+from tests.random_models import write_model
 
 
 @pytest.fixture(scope="session")
@@ -44,24 +41,8 @@ def recipe(toy_folder: Path) -> Recipe:
 @pytest.fixture(scope="session")
 def export_folder(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path, recipe: Recipe) -> Path:
     dataset = Dataset(toy_folder, list(recipe.modalities))
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("export") / "model"
-    model = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder,
-        model,
-        recipe,
-        fitted,
-        step=1,
-        data_name="toy",
-        data_sha256="0" * 64,
-        data_contents=dataset.contents,
-        validation=[],
-    )
-    return folder
+    return write_model(folder, recipe, dataset, data_name="toy", data_sha256="0" * 64, data_contents=dataset.contents)
 
 
 @pytest.fixture

@@ -15,13 +15,12 @@ from finetune.evaluations.retrieval import retrieval_table
 from finetune.loading import Foundation, PropertyModel, load, load_foundation
 from finetune.search import Index
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
+from pretrain.export import read_export
 from shards.batch import collate
 from shards.reader import Dataset
 from shards.schema import Sample
 from tests.pictures import CROP, SIZE, build_pictures
+from tests.random_models import write_model
 
 EDGE = (SIZE - CROP) // 2
 
@@ -46,14 +45,8 @@ def exported(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
         "objective": {"kind": "anchored", "anchor": "a"},
     }
     recipe = parse_recipe(tables, where="test")
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    assert len(fitted["sem"]["mean"]) == CROP**2
-    torch.manual_seed(0)
-    model = MultimodalModel(recipe, dataset.modalities, fitted)
-    folder = tmp_path_factory.mktemp("export") / "model"
-    write_export(folder, model, recipe, fitted, step=1, data_name="x", data_sha256="0", data_contents=[], validation=[])
+    folder = write_model(tmp_path_factory.mktemp("export") / "model", recipe, dataset)
+    assert len(read_export(folder).fitted["sem"]["mean"]) == CROP**2
     return folder
 
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from finetune.compare import Comparison
 from finetune.config import load_finetune_recipe
-from finetune.evaluations.discovery import integral_scores, trapezoid_weights
+from finetune.evaluations.discovery import weights_of
 from finetune.heads.base import HEADS
+from finetune.metrics.spectra import integral_scores
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.reader import Dataset
+from tests.random_models import write_model
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "dft-dos-finetune.toml"
@@ -39,16 +37,8 @@ def crystal_model(dft_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     recipe, dataset = parse_recipe(tables, where="test"), Dataset(dft_shards, ["crystal", "xrd"])
     some = [dataset[i] for i in range(20)]
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in some if name in s.modalities)
-    )
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("crystals") / "model"
-    write_export(
-        folder, MultimodalModel(recipe, dataset.modalities, fitted), recipe, fitted, step=1, data_name="dft_crystals",
-        data_sha256=dataset.sha256, data_contents=dataset.contents, validation=[],
-    )  # fmt: skip
-    return folder
+    return write_model(folder, recipe, dataset, samples=some, data_contents=dataset.contents)
 
 
 def settings(model: Path, data: Path) -> list[str]:
@@ -66,7 +56,7 @@ def test_a_tiny_version_runs_and_says_what_its_baselines_are_worth(
     table = json.loads((tmp_path / "report" / "table.json").read_text())["rows"]
     assert table[0]["strategy"] == "mean" and len(table) == 3
     dataset = Dataset(dft_shards)
-    weights = trapezoid_weights(dataset.modalities["dos"], (-5.0, 5.0))
+    weights = weights_of(dataset.modalities["dos"], (-5.0, 5.0))
     for row, result in zip(table, results, strict=True):
         there = result.targets @ weights > 0
         wanted, found = (values[there].astype(np.float64) for values in (result.targets, result.predictions))

@@ -53,23 +53,27 @@ def folders(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
-def fitted(export: Path, data: Path, out: Path, strategy: dict[str, Any], **changes: Any) -> Outcome:
-    kind = strategy["kind"]
-    modalities = () if kind == "mean" else ("a", "b")
-    if kind == "experts":
-        strategy = {**strategy, "models": [str(export)] * 2}
+def compared(export: Path, data: Path, out: Path, rows: list[RowConfig], **changes: Any) -> Comparison:
     table = {
         "name": "held-out",
         "model": str(export),
         "data": str(data),
         "target": "gap_ev",
         "seeds": (0,),
-        "rows": [RowConfig(strategy=strategy, modalities=modalities)],
+        "rows": rows,
         "optim": {"epochs": 3, "frozen_epochs": 3, "lr": 0.05},
         **changes,
     }
-    recipe = FinetuneRecipe.model_validate(table)
-    return Comparison(recipe, out, report=lambda line: None).fitter.fit(recipe.rows[0], 0)
+    return Comparison(FinetuneRecipe.model_validate(table), out, report=lambda line: None)
+
+
+def fitted(export: Path, data: Path, out: Path, strategy: dict[str, Any], **changes: Any) -> Outcome:
+    kind = strategy["kind"]
+    modalities = () if kind == "mean" else ("a", "b")
+    if kind == "experts":
+        strategy = {**strategy, "models": [str(export)] * 2}
+    row = RowConfig(strategy=strategy, modalities=modalities)
+    return compared(export, data, out, [row], **changes).fitter.fit(row, 0)
 
 
 def same(first: Outcome, second: Outcome) -> bool:
@@ -100,16 +104,8 @@ def test_of_every_head(head: str, folders: dict[str, Path], export_folder: Path,
 
 def registered(export: Path, data: Path, out: Path) -> tuple[RowConfig, str, Any]:
     """Row, hash of the weights, and measures and calibration of what would be registered, of several rows."""
-    table = {
-        "name": "held-out",
-        "model": str(export),
-        "data": str(data),
-        "target": "gap_ev",
-        "seeds": (0,),
-        "rows": [RowConfig(strategy="frozen", modalities=names) for names in (("a",), ("b",), ("c",))],
-        "optim": {"frozen_epochs": 2, "lr": 0.05},
-    }
-    comparison = Comparison(FinetuneRecipe.model_validate(table), out, report=lambda line: None)
+    rows = [RowConfig(strategy="frozen", modalities=names) for names in (("a",), ("b",), ("c",))]
+    comparison = compared(export, data, out, rows, optim={"frozen_epochs": 2, "lr": 0.05})
     with Tracker(out, "none", "none", {}, enabled=False) as tracker:
         for row in comparison.recipe.rows:
             comparison._row(row, tracker)

@@ -22,13 +22,12 @@ from finetune.loading import PropertyModel, load
 from finetune.predicted import Predicted, Predictions
 from finetune.predictor import PredictorInfo, build_predictor, write_predictor
 from pretrain.config import parse_recipe
-from pretrain.export import read_export, write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
+from pretrain.export import read_export
 from shards.build import SplitPlan, build
 from shards.features import feature
 from shards.reader import Dataset
 from shards.sources.base import RawDos, Record
+from tests.random_models import write_model
 
 ENERGY = np.linspace(-2.5, 2.5, 101)
 TARGETS = ("band_gap_ev", "bulk_modulus_gpa")
@@ -94,14 +93,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PropertyModel:
         },
         where="test",
     )
-    fitted = fit_encoders(recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset))
-    torch.manual_seed(0)
-    network = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder / "export", network, recipe, fitted, step=1, data_name="all", data_sha256="0" * 64,
-        data_contents=dataset.contents, validation=[],
-    )  # fmt: skip
-    export = read_export(folder / "export")
+    export = read_export(
+        write_model(folder / "export", recipe, dataset, data_name="all", data_contents=dataset.contents)
+    )
     head = HEADS.options({"kind": "gaussian", "hidden": 8})
     join = {"kind": "gated", "form": "attention", "dim": 16}
     predictor = build_predictor(

@@ -22,9 +22,6 @@ from finetune.experts import Experts
 from finetune.loading import PropertyModel, load
 from finetune.predictor import read_predictor
 from pretrain.config import Recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.build import build
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.reader import Dataset
@@ -33,6 +30,7 @@ from shards.schema import Value
 from shards.sealed import publish, staging
 from shards.sources.base import Record
 from shards.splits import SplitPlan
+from tests.random_models import write_model
 from tests.synthetic import FEATURES, SPLITS, ToyVector, generator, hidden, records
 from tests.unit.finetune.predictors import digest
 
@@ -44,17 +42,10 @@ BOTH = ("a", "b")
 def stranger(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path, recipe: Recipe) -> Path:
     """A model of other weights that was pretrained on something else."""
     dataset = Dataset(toy_folder, list(recipe.modalities))
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    torch.manual_seed(7)
     folder = tmp_path_factory.mktemp("stranger") / "model"
-    model = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder, model, recipe, fitted, step=1, data_name="other", data_sha256="1" * 64, data_contents=["9" * 64],
-        validation=[],
-    )  # fmt: skip
-    return folder
+    return write_model(
+        folder, recipe, dataset, seed=7, data_name="other", data_sha256="1" * 64, data_contents=["9" * 64]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch.nn import functional as F
 
 from finetune.loading import Foundation, load_foundation
@@ -15,13 +14,11 @@ from finetune.search import Index, embed_query, open_index, search
 from finetune.search.query import merged_sample
 from finetune.search.where import Where, parse_range, parse_ranges
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.batch import collate
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.reader import Dataset
 from shards.schema import Sample
+from tests.random_models import write_model
 
 
 def test_building_holds_one_batch_of_samples(
@@ -151,17 +148,8 @@ def test_a_query_goes_through_the_fusion_that_the_model_compares(toy_folder: Pat
         where="test",
     )  # fmt: skip
     dataset = Dataset(toy_folder, list("abc"))
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    torch.manual_seed(0)
-    network = MultimodalModel(recipe, dataset.modalities, fitted)
-    assert "joint" in network.names
-    write_export(
-        tmp_path / "model", network, recipe, fitted, step=1, data_name="x", data_sha256="0", data_contents=[],
-        validation=[],
-    )  # fmt: skip
-    model = load_foundation(str(tmp_path / "model"))
+    model = load_foundation(str(write_model(tmp_path / "model", recipe, dataset)))
+    assert "joint" in model.model.names
     sample = next(s for s in dataset if {"a", "b", "c"} <= s.modalities)
     z, _ = model.model.encode(collate([replace(sample, arrays={n: sample.arrays[n] for n in "ab"})], model.model.specs))
     fused = F.normalize(z["joint"], dim=1)[0].detach().numpy()

@@ -14,23 +14,21 @@ from finetune.evaluations.discovery import (
     Discovery,
     _chances_of_least,
     best_of_n,
-    integral_scores,
-    trapezoid_weights,
+    weights_of,
 )
 from finetune.loading import Foundation, load_foundation
+from finetune.metrics.spectra import integral_scores
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.errors import ConfigError
 from shards.features.dos import DosFeature
 from shards.reader import Dataset
+from tests.random_models import write_model
 from tests.synthetic import POINTS
 
 
 def grids(points: int = 201) -> tuple[np.ndarray, np.ndarray]:
     spec = DosFeature(start=-10, stop=10, points=points).spec("dos")
-    return np.linspace(-10, 10, points), trapezoid_weights(spec, (-5, 5))
+    return np.linspace(-10, 10, points), weights_of(spec, (-5, 5))
 
 
 def bump(axis: np.ndarray, at: float, width: float = 0.5) -> np.ndarray:
@@ -107,13 +105,7 @@ def spectral(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Foun
     }  # fmt: skip
     dataset = Dataset(toy_folder, ["a", "dos"])
     recipe = parse_recipe(tables, where="test")
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    model = MultimodalModel(recipe, dataset.modalities, fitted)
-    folder = tmp_path_factory.mktemp("spectral") / "model"
-    write_export(folder, model, recipe, fitted, step=1, data_name="x", data_sha256="0", data_contents=[], validation=[])
-    return load_foundation(str(folder))
+    return load_foundation(str(write_model(tmp_path_factory.mktemp("spectral") / "model", recipe, dataset)))
 
 
 def evaluate(model: Foundation, dataset: Dataset, **options: Any) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from finetune.compare import Comparison
@@ -16,11 +15,9 @@ from finetune.loading import PropertyModel, load
 from launch.cli import app
 from launch.evaluate_cli import evaluate
 from pretrain.config import parse_recipe
-from pretrain.export import write_export
-from pretrain.model import MultimodalModel
-from pretrain.parts import fit_encoders
 from shards.errors import ConfigError
 from shards.reader import Dataset
+from tests.random_models import write_model
 from tests.unit.finetune.evaluations.linear import LABEL, build_linear
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
@@ -36,16 +33,7 @@ def pretrained(folder: Path, data: Path, split: str) -> str:
         "objective": {"kind": "anchored", "anchor": "left"},
     }  # fmt: skip
     recipe = parse_recipe(tables, where="test")
-    fitted = fit_encoders(
-        recipe, dataset.modalities, lambda name: (s.value(name) for s in dataset if name in s.modalities)
-    )
-    torch.manual_seed(0)
-    network = MultimodalModel(recipe, dataset.modalities, fitted)
-    write_export(
-        folder, network, recipe, fitted, step=1, data_name="linear", data_sha256=dataset.sha256,
-        data_contents=dataset.contents, validation=[],
-    )  # fmt: skip
-    return str(folder)
+    return str(write_model(folder, recipe, dataset, data_name="linear", data_contents=dataset.contents))
 
 
 def recipe(model: str, data: Path, **changes: Any) -> FinetuneRecipe:
