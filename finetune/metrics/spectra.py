@@ -21,8 +21,9 @@ def trapezoid_weights(axis: np.ndarray, window: tuple[float, float] | None = Non
     inside = np.flatnonzero((axis >= low - step / 2) & (axis <= high + step / 2))
     if len(inside) < 2:
         raise ConfigError(
-            f"the window {[low, high]} holds {len(inside)} energies of a spectrum from {axis[0]:g} to {axis[-1]:g}",
+            f"the window {[low, high]} has {len(inside)} points",
             where=where,
+            why=f"it holds {len(inside)} energies of a spectrum from {axis[0]:g} to {axis[-1]:g}; an integral takes two",
         )
     weights = np.zeros(len(axis))
     weights[inside] = step
