@@ -23,7 +23,7 @@ def trapezoid_weights(axis: np.ndarray, window: tuple[float, float] | None = Non
         raise ConfigError(
             f"the window {[low, high]} has {len(inside)} points",
             where=where,
-            why=f"it holds {len(inside)} energies of a spectrum from {axis[0]:g} to {axis[-1]:g}; an integral takes two",
+            why=f"it holds {len(inside)} energies of a spectrum from {axis[0]:g} to {axis[-1]:g}; it takes two",
         )
     weights = np.zeros(len(axis))
     weights[inside] = step

@@ -225,8 +225,10 @@ class Hold:
         """Wait; called in a rank."""
         rank = os.environ["RANK"]
         (self.folder / f"reached-{rank}").touch()
-        # not a FIFO: a signal may make a rank open it anew, after it was let go
-        while not (self.folder / f"go-{rank}").exists():
+        go = str(self.folder / f"go-{rank}")
+        # not a FIFO: a signal may make a rank open it anew, after it was let go; and no function of Python's: whoever
+        # writes this thread's stack meanwhile would follow frames that come and go, and now and then end the process
+        while not os.access(go, os.F_OK):
             time.sleep(0.02)
 
     def reached(self, *ranks: int, alive: Callable[[], bool] = lambda: True) -> None:
