@@ -153,7 +153,8 @@ class Watchdog:
         positions = self._positions()
         guilty = culprit(positions, silent)
         named = {p.rank: p for p in positions}
-        states = {rank: _stacks_of(named[rank]) for rank in silent if rank in named}
+        patience_s = self.interval_s + 2
+        states = {r: _stacks_of(named[r], self._file("stacks", r), patience_s) for r in silent if r in named}
         hung = named.get(guilty, Position(guilty, 0, "an unknown host"))
         if guilty in states:
             mine = named[self.rank]
@@ -241,15 +242,22 @@ def _here(position: Position) -> psutil.Process | None:
     return None
 
 
-def _stacks_of(position: Position) -> str:
+def _stacks_of(position: Position, stacks: Path, patience_s: float) -> str:
     """Make a rank on this host that does not answer write its stacks; returns its state."""
     process = _here(position)
     if process is None:
         return "its process is gone, or on another host"
     state = process.status()
-    with suppress(psutil.Error):
-        process.send_signal(signal.SIGUSR2)
-        process.resume()
+    with suppress(psutil.Error, OSError):
+        if state == psutil.STATUS_STOPPED:
+            # it writes them itself when it goes on, for it was asked to. By a signal now, while its threads begin to
+            # run, the dump would follow frames that come and go, and now and then end the process
+            process.resume()
+            deadline = time.monotonic() + patience_s
+            while not stacks.stat().st_size and time.monotonic() < deadline:
+                time.sleep(0.05)
+        if not stacks.stat().st_size:
+            process.send_signal(signal.SIGUSR2)
         time.sleep(0.5)
     return state
 
