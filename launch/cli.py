@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from launch.evaluate_cli import evaluate
 from launch.export_cli import export
 from launch.guard import guarded
+from launch.launch_cli import launch_app
 from launch.leaderboard_cli import leaderboard_app
 from launch.options import Config, DryRun, Json, Out, Set, show
 from launch.registry_cli import registry_app
@@ -32,6 +33,7 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(registry_app, name="registry")
 app.add_typer(config_app, name="config")
 app.add_typer(leaderboard_app, name="leaderboard")
+app.add_typer(launch_app, name="launch")
 
 
 class ResumeCommand(TyperCommand):

@@ -63,6 +63,12 @@ class RegistryError(MatloomError):
     exit_code = 5
 
 
+class HostError(MatloomError):
+    """A host that cannot be reached, was lost, or differs from the others."""
+
+    exit_code = 8
+
+
 def suggest(word: str, options: Iterable[str]) -> str:
     """Return a hint that names the closest of ``options``, or lists them all."""
     known = sorted(options)

@@ -1,0 +1,1 @@
+"""Runs over several hosts: who they are, what they have, and the processes there."""

@@ -1,0 +1,59 @@
+"""Processes on hosts: here, or there by ssh; what they need to know goes through their standard input."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# never ask for a password, and notice a host that is away before TCP does
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Remote:
+    """Starts processes on hosts.
+
+    They run in this process's working directory, with the interpreter of this process, as DeepSpeed's launcher has it.
+    Nothing is said on their command line but which module to run.
+
+    Parameters
+    ----------
+    ssh : sequence of str, optional
+        The command that reaches another host, which is followed by its name and what to run there.
+    """
+
+    def __init__(self, ssh: Sequence[str] = SSH) -> None:
+        self.ssh = list(ssh)
+
+    def command(self, host: str, module: str) -> list[str]:
+        """Return the command that runs a module of this project on a host."""
+        words = [sys.executable, "-m", module]
+        if is_here(host):
+            return words
+        there = f"cd {shlex.quote(os.getcwd())} && PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.join(words)}"
+        return [*self.ssh, host, there]
+
+    def popen(self, host: str, module: str) -> subprocess.Popen[str]:
+        """Start a module of this project on a host, with pipes for its three streams, a line at a time."""
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.Popen(
+            self.command(host, module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": path},
+            # Ctrl-C at a terminal reaches the ranks through the controller, once
+            start_new_session=True,
+        )
+
+
+def is_here(host: str) -> bool:
+    """Say whether a name is that of this host."""
+    return host in ("localhost", "127.0.0.1", socket.gethostname())

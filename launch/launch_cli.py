@@ -1,0 +1,7 @@
+"""``matloom launch``: runs over several hosts."""
+
+from __future__ import annotations
+
+import typer
+
+launch_app = typer.Typer(help="Start runs on one host or many, and plan them.", no_args_is_help=True)
