@@ -1,16 +1,20 @@
 # make demo: set up and run everything once on the embedded data.  make test: set up and run the tests.
+# make test-launch: those on several hosts, which are network namespaces; as root, each skips what the machine lacks.
 PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test test-launch check clean
 
 demo: $(STAMP)
 	$(VENV)/bin/matloom demo
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS)
+
+test-launch: $(STAMP)
+	$(VENV)/bin/python -m pytest -m launch -rs tests/launch
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
