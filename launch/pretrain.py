@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.arguments import recipe_parser
 from launch.guard import guarded, leave
+from launch.launchers import refuse_missing_hostfile
+from launch.ranks import adopt_rank, meet
 from pretrain.signals import Signals
 
 
@@ -30,20 +31,27 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="continue from the newest good checkpoint; auto: start where there has never been one, for requeued jobs",
     )
     parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed JSON that wins over the recipe's [deepspeed]")
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def train(options: argparse.Namespace, signals: Signals) -> None:
+def train(options: argparse.Namespace) -> None:
     """Train the recipe to its end."""
+    adopt_rank(local_rank=options.local_rank)
+    # before the imports of the run, which take seconds
+    signals = Signals().install()
+    refuse_missing_hostfile(Path(__file__))
+
     from pretrain.config import load_recipe
     from pretrain.train import Trainer
     from shards.recipes import read_tables
 
     recipe = load_recipe(options.config, options.set)
+    out = options.out or Path("runs") / recipe.name
+    meet(out)
     trainer = Trainer(
         recipe,
-        options.out or Path("runs") / recipe.name,
+        out,
         resume="auto" if options.resume == "auto" else options.resume is not None,
         settings=read_tables(options.deepspeed_config) if options.deepspeed_config else {},
         report=lambda line: print(line, flush=True),
@@ -55,12 +63,8 @@ def train(options: argparse.Namespace, signals: Signals) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code."""
-    # before the imports of the run, which take seconds
-    signals = Signals().install()
     options = arguments(argv)
-    if options.local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
-    return guarded(lambda: train(options, signals), debug=options.debug)
+    return guarded(lambda: train(options), debug=options.debug)
 
 
 if __name__ == "__main__":
