@@ -30,7 +30,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["always", "auto"],
         help="continue from the newest good checkpoint; auto: start where there has never been one, for requeued jobs",
     )
-    parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed JSON that wins over the recipe's [deepspeed]")
+    parser.add_argument(
+        "--deepspeed_config", help="DeepSpeed JSON, or a profile such as zero2, that wins over the recipe's [deepspeed]"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -42,6 +44,7 @@ def train(options: argparse.Namespace) -> None:
     signals = Signals().install()
     refuse_missing_hostfile(Path(__file__))
 
+    from launch.profiles import deepspeed_settings
     from pretrain.config import load_recipe
     from pretrain.train import Trainer
     from shards.recipes import read_tables
@@ -53,7 +56,7 @@ def train(options: argparse.Namespace) -> None:
         recipe,
         out,
         resume="auto" if options.resume == "auto" else options.resume is not None,
-        settings=read_tables(options.deepspeed_config) if options.deepspeed_config else {},
+        settings=read_tables(deepspeed_settings(options.deepspeed_config)) if options.deepspeed_config else {},
         report=lambda line: print(line, flush=True),
         signals=signals,
     )
