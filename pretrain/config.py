@@ -14,13 +14,13 @@ from pretrain.objectives.base import OBJECTIVES, Objective
 from shards.augment import Augment
 from shards.budget import Budget
 from shards.errors import ConfigError, suggest
-from shards.fetching import without_secrets
 from shards.mixture import MixedOrder
 from shards.orders.base import ORDERS, Order
 from shards.plugins import Options
 from shards.recipes import apply_overrides, parse, read_tables
 from shards.schema import Strict
 from shards.store import is_url
+from shards.urls import without_secrets
 
 
 def shown(place: str) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from pretrain.journal import Event, Journal
+from shards.urls import hidden_in
 
 BATCH = 200
 LONGEST_WAIT_S = 60.0
-# of URLs: user and password, and queries, which may hold tokens
-SECRETS = re.compile(r"(?<=://)[^/\s]+@|(?<=\?)(?<!\s\?)[^\s'\"?]+=[^\s'\"]*")
 
 
 class Server(Protocol):
@@ -102,7 +100,7 @@ class Courier:
     def _away(self, error: Exception) -> None:
         self._doubtful = True
         if not self._failures:
-            text = SECRETS.sub("***", str(error)).strip()
+            text = hidden_in(str(error)).strip()
             reason = text.splitlines()[0][:200] if text else type(error).__name__
             self.report(f"MLflow is away, training goes on; {self.journal.path} keeps what it should get: {reason}")
         self._failures += 1

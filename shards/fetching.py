@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from shards.errors import ConfigError, DataError
+from shards.urls import without_secrets
 
 CHUNK = 1 << 16
 BLOCK = 8 << 20
@@ -83,12 +84,6 @@ class Origin(Protocol):
     def close(self) -> None:
         """Close the connections."""
         ...
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def open_origin(url: str, patience: Patience) -> Origin:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
-from shards.fetching import Fetcher, _retry_after, open_origin, without_secrets
+from shards.fetching import Fetcher, _retry_after, open_origin
 from shards.reader import Dataset
+from shards.urls import without_secrets
 from tests.servers import Faults, http_server
 from tests.unit.shards.test_remote import HASTY, cache, options, shard_of  # noqa: F401  cache is a fixture
 
