@@ -23,7 +23,7 @@ from descriptor_baseline import baseline
 
 from finetune.evaluations.retrieval import retrieval_table
 from finetune.loading import load_foundation
-from launch.start import deepspeed_command, ranks_here, run
+from launch.start import pretrain_command, ranks_here, run
 from shards.locate import build_embedded
 from shards.reader import Dataset
 
@@ -35,10 +35,10 @@ Pair = tuple[str, str]
 def trained(shards: Path, out: Path, seed: int, overrides: list[str]) -> dict[Pair, dict[str, Any]]:
     """Train the demo recipe and return its test retrieval by pair."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out.parent}/mlflow.db"
-    options = ["--config", str(RECIPE), "--out", str(out)]
+    options = ["--out", str(out)]
     for assignment in (f"data.path={shards}", f"seed={seed}", *overrides):
         options += ["--set", assignment]
-    code = run(deepspeed_command(options, ranks_here(most_on_cpu=2)))
+    code = run(pretrain_command(RECIPE, options, ranks_here(most_on_cpu=2)))
     if code:
         sys.exit(code)
     rows = retrieval_table(load_foundation(str(out / "best")), Dataset(shards), split=SPLIT, part="test")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from launch.evaluate_cli import evaluate
 from launch.export_cli import export
@@ -17,6 +16,7 @@ from launch.launch_cli import launch_app
 from launch.leaderboard_cli import leaderboard_app
 from launch.options import Config, DryRun, Json, Out, Set, show
 from launch.registry_cli import registry_app
+from launch.run_cli import ResumeCommand, pretrain
 from launch.search_cli import discover, search
 from launch.shards_cli import shards_app
 from launch.use_cli import embed, predict
@@ -36,18 +36,6 @@ app.add_typer(leaderboard_app, name="leaderboard")
 app.add_typer(launch_app, name="launch")
 
 
-class ResumeCommand(TyperCommand):
-    """A command whose ``--resume`` may stand alone, or before ``auto``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Write out what a lone ``--resume`` means."""
-        words = [
-            "--resume=always" if word == "--resume" and following != "auto" else word
-            for word, following in zip(args, [*args[1:], ""], strict=True)
-        ]
-        return super().parse_args(ctx, words)
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
@@ -59,56 +47,7 @@ def demo(
     run_demo(out, accelerators=accelerators)
 
 
-@app.command(cls=ResumeCommand)
-def pretrain(
-    config: Config,
-    set_: Set = [],  # noqa: B006  typer copies it
-    out: Out = None,
-    resume: Annotated[
-        Literal["always", "auto"] | None,
-        typer.Option(
-            metavar="[auto]",
-            help="Continue from the newest good checkpoint; auto: start where there has never been one.",
-        ),
-    ] = None,
-    deepspeed_config: Annotated[
-        Path | None,
-        typer.Option(
-            "--deepspeed-config", "--deepspeed_config", exists=True, help="DeepSpeed JSON that wins over the recipe."
-        ),
-    ] = None,
-    accelerators: Annotated[int, typer.Option(min=0, help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print command, steps, coverage, parameters and memory; train nothing."),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Pretrain on this host through DeepSpeed's launcher, and see that no process outlives the run."""
-    from launch.start import deepspeed_command, environment, ranks_here
-    from launch.supervise import Supervisor
-    from pretrain.config import load_recipe
-
-    recipe = load_recipe(config, set_)
-    options = ["--config", str(config), *[part for item in set_ for part in ("--set", item)]]
-    options += ["--out", str(out)] if out else []
-    options += ["--resume", resume] if resume else []
-    options += ["--deepspeed_config", str(deepspeed_config)] if deepspeed_config else []
-    world = accelerators or ranks_here(most_on_cpu=1)
-    command = deepspeed_command(options, world)
-    if dry_run:
-        from launch.planning import plan_run, print_plan
-        from shards.recipes import read_tables
-
-        settings = read_tables(deepspeed_config) if deepspeed_config else {}
-        plan = plan_run(recipe, world=world, settings=settings)
-        if as_json:
-            typer.echo(json.dumps({"command": command, **plan.as_table()}, indent=1))
-        else:
-            typer.echo(" ".join(command))
-            print_plan(plan)
-        return
-    raise typer.Exit(Supervisor(command, environment(), out or Path("runs") / recipe.name).run())
+app.command(cls=ResumeCommand)(pretrain)
 
 
 @app.command()

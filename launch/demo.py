@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.start import HERE, deepspeed_command, environment, finetune_command, ranks_here, run
+from launch.start import HERE, environment, finetune_command, pretrain_command, ranks_here, run
 from launch.tables import console, table
 from shards.errors import ConfigError, MatloomError
 
@@ -62,12 +62,12 @@ class Demo:
         print_summary(summarize(Dataset(self.shards)))
 
     def pretrain(self) -> None:
-        """Pretrain through DeepSpeed's launcher; `model` becomes what it registered."""
+        """Pretrain; `model` becomes what it registered."""
         from finetune.registry import resolve
         from pretrain.tracking import REGISTERED
 
-        options = ["--config", str(RECIPES / "demo.toml"), "--set", f"data.path={self.shards}"]
-        command = deepspeed_command([*options, "--out", str(self.out / "pretrain")], self.accelerators)
+        options = ["--set", f"data.path={self.shards}", "--out", str(self.out / "pretrain")]
+        command = pretrain_command(RECIPES / "demo.toml", options, self.accelerators)
         console.print(" ".join(command), style="dim", highlight=False)
         _must(run(command), "pretraining failed")
         registered = json.loads((self.out / "pretrain" / REGISTERED).read_text())["uri"]
@@ -185,7 +185,7 @@ def _print(demo: Demo, retrieval: list[Any], tables: dict[str, Any], cif: Path) 
     for command in (
         "mlflow ui",
         f"matloom search {MODEL} {cif}",
-        "deepspeed --num_accelerators 2 launch/pretrain.py --config recipes/demo.toml --set objective.kind=all_pairs",
+        "matloom pretrain recipes/demo.toml --set objective.kind=all_pairs",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 

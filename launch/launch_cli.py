@@ -4,4 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from launch.run_cli import ResumeCommand, launch_run
+
 launch_app = typer.Typer(help="Start runs on one host or many, and plan them.", no_args_is_help=True)
+launch_app.command("run", cls=ResumeCommand)(launch_run)

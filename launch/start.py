@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.ports import free_port
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -20,12 +18,10 @@ def ranks_here(*, most_on_cpu: int) -> int:
     return torch.cuda.device_count() or min(most_on_cpu, os.cpu_count() or 1)
 
 
-def deepspeed_command(options: Sequence[str], ranks: int) -> list[str]:
-    """Return the command that pretrains with DeepSpeed's launcher on this host."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    # DeepSpeed's own default port would let two runs on one host collide
-    ranks_and_port = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return [str(launcher), *ranks_and_port, str(HERE / "pretrain.py"), *options]
+def pretrain_command(recipe: Path, options: Sequence[str], ranks: int) -> list[str]:
+    """Return the command that pretrains on this host."""
+    program = Path(sys.executable).with_name("matloom")
+    return [str(program), "pretrain", str(recipe), *options, "--accelerators", str(ranks)]
 
 
 def finetune_command(options: Sequence[str]) -> list[str]:

@@ -30,6 +30,12 @@ class Remote:
     def __init__(self, ssh: Sequence[str] = SSH) -> None:
         self.ssh = list(ssh)
 
+    @classmethod
+    def by(cls, command: str) -> Remote:
+        """Return one for a command line like ``ssh -F config``, which gets the options of `SSH` unless it has them."""
+        words = shlex.split(command)
+        return cls([*words, *SSH[1:]])
+
     def command(self, host: str, module: str) -> list[str]:
         """Return the command that runs a module of this project on a host."""
         words = [sys.executable, "-m", module]
@@ -47,6 +53,8 @@ class Remote:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             bufsize=1,
             env={**os.environ, "PYTHONPATH": path},
             # Ctrl-C at a terminal reaches the ranks through the controller, once

@@ -82,12 +82,12 @@ def test_config_schema_lists_plugins() -> None:
     assert "difficulty" in schema["orders"]["curriculum"]["properties"]
 
 
-def test_dry_run_prints_the_launchers_command() -> None:
+def test_dry_run_prints_what_every_rank_runs() -> None:
     text = quick("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--json")
     plan = json.loads(text)
     command = plan["command"]
-    assert command[0].endswith("deepspeed") and command[1:3] == ["--num_accelerators", "2"]
-    assert command[5].endswith("launch/pretrain.py") and "--resume" in command
+    assert command[:2] == [sys.executable, "-u"]
+    assert command[2].endswith("launch/pretrain.py") and "--resume" in command
     assert (plan["world"], plan["rank_rows"], plan["total_steps"], plan["warmup_steps"]) == (2, 64, 150, 8)
     assert plan["trained"] == sum(plan["parameters"].values()) > 10**6
     assert 0.45 < plan["coverage"]["dos"] < 0.55

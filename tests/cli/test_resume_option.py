@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
+from launch.hosts.restarts import Run
 from launch.pretrain import arguments
-from launch.supervise import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 def test_what_the_ranks_get(given: list[str], expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(Supervisor, "run", lambda self: commands.append(list(self.command)) or 75)
+    monkeypatch.setattr(Run, "run", lambda self: commands.extend([self.job.command, self.again]) or 75)
     recipe = str(ROOT / "recipes" / "demo.toml")
     result = CliRunner().invoke(app, ["pretrain", recipe, *given])
     assert result.exit_code == 75, result.output
-    (command,) = commands
+    command, again = commands
     script = next(i for i, word in enumerate(command) if word.endswith("launch/pretrain.py"))
     assert arguments(command[script + 1 :]).resume == expected
+    assert arguments(again[script + 1 :]).resume == "auto"
     # as `deepspeed launch/pretrain.py` gets it from a user
     assert arguments(["--config", recipe, *given]).resume == expected
 

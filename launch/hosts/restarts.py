@@ -1,0 +1,161 @@
+"""Attempts of a run, one after another: each goes on from the newest good checkpoint, on the hosts that answer then.
+
+The global batch and the order of the samples do not depend on the number of ranks, so that a run may lose hosts and get
+them back, and learn from the same samples.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
+from launch.hosts.hostfile import Host
+from launch.hosts.link import Events, Link, connect
+from launch.hosts.remote import Remote
+from pretrain.signals import PREEMPTED, Preempted
+from shards.errors import HostError, MatloomError
+
+EXIT_HANG = 7
+# what another attempt may mend; not what is wrong with the recipe, the data or the training
+MENDABLE = {EXIT_HANG, MatloomError.exit_code, HostError.exit_code}
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """How often a run may start again, and on how many hosts.
+
+    Attributes
+    ----------
+    restarts : int
+        How often.
+    least : int
+        Number of hosts that it needs; 0: all that it may use to begin with, one later.
+    most : int
+        Number of hosts that it uses; 0: all.
+    """
+
+    restarts: int = 0
+    least: int = 0
+    most: int = 0
+
+
+class Run:
+    """A run on some hosts.
+
+    Parameters
+    ----------
+    hosts : sequence of Host
+        Those that may be used, in the order of preference.
+    job : Job
+        The first attempt.
+    again : list of str
+        What every rank of a later attempt runs.
+    remote : Remote
+        Reaches the hosts.
+    elastic : Elastic
+        How often, and on how many.
+    show : callable
+        Gets each line that the user is to see, and whether it belongs to stderr.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        job: Job,
+        again: list[str],
+        remote: Remote,
+        elastic: Elastic,
+        show: Callable[[str, bool], None],
+    ) -> None:
+        self.hosts, self.job, self.again, self.remote, self.elastic = list(hosts), job, again, remote, elastic
+        self.show = show
+        self.requests = Requests()
+
+    def run(self) -> int:
+        """Run to the end and return the exit code.
+
+        Raises
+        ------
+        HostError
+            Where too few hosts answer.
+        """
+        (self.job.out / PREEMPTED).unlink(missing_ok=True)
+        with self.requests:
+            for number in range(self.elastic.restarts + 1):
+                links = self._connect(first=number == 0)
+                if self.requests.wanted:
+                    for link in links:
+                        link.close()
+                    return 128 + self.requests.wanted[0]
+                outcome = self._attempt(links, number)
+                if self.requests.wanted or not mendable(outcome):
+                    break
+                if number < self.elastic.restarts:
+                    self._await_lost(outcome)
+        return outcome.code
+
+    def _attempt(self, links: list[Link], number: int) -> Outcome:
+        job, logs = self.job, new_logs(self.job.out)
+        if number:
+            job = replace(job, command=self.again)
+            names = ", ".join(link.host.name for link in links)
+            again = f"attempt {number + 1} of {self.elastic.restarts + 1}, from the newest good checkpoint, on {names}"
+            self.show(f"matloom: {again}", True)
+        if links[0].host is not self.hosts[0]:
+            # an address that was given is that of the first host
+            job = replace(job, address=None)
+        outcome = Attempt(links, job, logs, self.requests, self.show).run()
+        report(outcome, logs, job.out, self.show)
+        return outcome
+
+    def _connect(self, *, first: bool) -> list[Link]:
+        """Start agents on as many hosts as may be used and answer."""
+        most = min(self.elastic.most or len(self.hosts), len(self.hosts))
+        least = self.elastic.least or (most if first else 1)
+        links, failed, spare = list[Link](), dict[str, str](), list(self.hosts)
+        events: Events = queue.SimpleQueue()
+        while len(links) < most and spare and not self.requests.wanted:
+            missing = most - len(links)
+            up, away = connect(
+                spare[:missing], self.remote, events, self.job.host_timeout_s, stop=lambda: bool(self.requests.wanted)
+            )
+            spare = spare[missing:]
+            links += up
+            failed |= away
+        for name, why in failed.items() if not self.requests.wanted else ():
+            self.show(f"matloom: host {name} does not answer: {why}", True)
+        if len(links) < least and not self.requests.wanted:
+            for link in links:
+                link.close()
+            raise HostError(
+                f"{len(links)} of the {least} hosts that the run needs answer",
+                where=", ".join(failed),
+                why="; ".join(f"{name}: {why}" for name, why in failed.items()),
+                do=f"ssh {next(iter(failed))} true, or start on fewer with --min-hosts",
+            )
+        return links
+
+    def _await_lost(self, outcome: Outcome) -> None:
+        """Wait until hosts that are lost must have ended their ranks: two attempts must not write into one folder."""
+        wait = outcome.quiet_at - time.monotonic()
+        if wait > 1:
+            self.show(f"matloom: waiting {wait:.0f} s, until {', '.join(outcome.lost)} must have ended its ranks", True)
+        while time.monotonic() < outcome.quiet_at and not self.requests.wanted:
+            time.sleep(0.1)
+
+
+def mendable(outcome: Outcome) -> bool:
+    """Say whether another attempt may do better: a rank was killed, hung or broke, or a host was lost."""
+    code = outcome.code
+    return not outcome.refused and code != Preempted.exit_code and (code in MENDABLE or code > 128)
+
+
+def new_logs(out: Path) -> Path:
+    """Return the folder for the output of the next attempt in a run's folder; those of earlier ones stay."""
+    numbers = [int(path.name.rpartition("-")[2]) for path in (out / LOGS).glob("attempt-*") if path.name[8:].isdigit()]
+    return out / LOGS / f"attempt-{max(numbers, default=0) + 1}"

@@ -1,0 +1,218 @@
+"""`matloom launch run`, and `matloom pretrain`, which is the same on this host alone."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from launch.options import Config, Json, Out, Set
+from launch.start import HERE
+
+if TYPE_CHECKING:
+    from launch.hosts.hostfile import Host
+    from pretrain.config import Recipe
+
+
+class ResumeCommand(TyperCommand):
+    """A command whose ``--resume`` may stand alone, or before ``auto``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write out what a lone ``--resume`` means."""
+        words = [
+            "--resume=always" if word == "--resume" and following != "auto" else word
+            for word, following in zip(args, [*args[1:], ""], strict=True)
+        ]
+        return super().parse_args(ctx, words)
+
+
+Resume = Annotated[
+    Literal["always", "auto"] | None,
+    typer.Option(
+        metavar="[auto]",
+        help="Continue from the newest good checkpoint; auto: start where there has never been one.",
+    ),
+]
+DeepspeedConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--deepspeed-config", "--deepspeed_config", exists=True, help="DeepSpeed JSON that wins over the recipe."
+    ),
+]
+Restarts = Annotated[
+    int, typer.Option(min=0, help="How often to start again, from the newest good checkpoint, after a failure.")
+]
+Grace = Annotated[float, typer.Option(min=0, help="Seconds that ranks get to save and end once another has failed.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print command, steps, coverage, parameters and memory; train nothing.")
+]
+
+
+@dataclass
+class Wish:
+    """What is to be pretrained, as the options say.
+
+    Attributes
+    ----------
+    config, set_, out, resume, deepspeed_config
+        As of launch/pretrain.py.
+    """
+
+    config: Path
+    set_: list[str] = field(default_factory=list)
+    out: Path | None = None
+    resume: Literal["always", "auto"] | None = None
+    deepspeed_config: Path | None = None
+
+    def recipe(self) -> Recipe:
+        """Read the recipe, or raise `ConfigError`."""
+        from pretrain.config import load_recipe
+
+        return load_recipe(self.config, self.set_)
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Return the folder of the run."""
+        return self.out or Path("runs") / recipe.name
+
+    def command(self, resume: str | None) -> list[str]:
+        """Return what every rank runs."""
+        words = [sys.executable, "-u", str(HERE / "pretrain.py"), "--config", str(self.config)]
+        words += [word for item in self.set_ for word in ("--set", item)]
+        words += ["--out", str(self.out)] if self.out else []
+        words += ["--resume", resume] if resume else []
+        return words + (["--deepspeed_config", str(self.deepspeed_config)] if self.deepspeed_config else [])
+
+    def settings(self) -> dict[str, Any]:
+        """Return DeepSpeed's keys that win over the recipe's."""
+        from shards.recipes import read_tables
+
+        return read_tables(self.deepspeed_config) if self.deepspeed_config else {}
+
+
+def launch_run(
+    config: Config,
+    set_: Set = [],  # noqa: B006  typer copies it
+    out: Out = None,
+    resume: Resume = None,
+    deepspeed_config: DeepspeedConfig = None,
+    hostfile: Annotated[Path | None, typer.Option(help="A host a line, 'NAME slots=RANKS'; none: this host.")] = None,
+    include: Annotated[str, typer.Option(help="Only these, as in 'worker-0@worker-1:0,2'.")] = "",
+    exclude: Annotated[str, typer.Option(help="All but these.")] = "",
+    restarts: Restarts = 3,
+    min_hosts: Annotated[int, typer.Option(min=0, help="Hosts it needs; 0: all at first, one for restarts.")] = 0,
+    max_hosts: Annotated[int, typer.Option(min=0, help="Hosts it uses, the others are spare; 0: all.")] = 0,
+    master_addr: Annotated[str | None, typer.Option(help="Of the first host; default: its name.")] = None,
+    master_port: Annotated[int, typer.Option(min=0, max=65535, help="On the first host; 0: a free one.")] = 0,
+    ssh: Annotated[str, typer.Option(help="How to reach hosts, as in 'ssh -F config'.")] = "ssh",
+    host_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a word until a host is lost.")] = 30,
+    grace: Grace = 60,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain on one host or many: start the ranks, watch over them, save on signals, start again after failures."""
+    from launch.hosts.controller import Job
+    from launch.hosts.remote import Remote
+    from launch.hosts.restarts import Elastic
+
+    wish = Wish(config, set_, out, resume, deepspeed_config)
+    recipe = wish.recipe()
+    hosts = _hosts(hostfile, include, exclude)
+    _refuse_contradictions(hosts, master_addr, min_hosts, max_hosts)
+    if dry_run:
+        _plan(wish, recipe, hosts[: max_hosts or None], as_json=as_json)
+        return
+    job = Job(
+        wish.command(resume),
+        wish.folder(recipe),
+        address=master_addr,
+        port=master_port,
+        host_timeout_s=host_timeout,
+        grace_s=grace,
+    )
+    elastic = Elastic(restarts, min_hosts, max_hosts)
+    raise typer.Exit(_run(hosts, job, wish, Remote.by(ssh), elastic))
+
+
+def pretrain(
+    config: Config,
+    set_: Set = [],  # noqa: B006  typer copies it
+    out: Out = None,
+    resume: Resume = None,
+    deepspeed_config: DeepspeedConfig = None,
+    accelerators: Annotated[int, typer.Option(min=0, help="Ranks on this host; 0 = all GPUs, or 1 on a CPU.")] = 0,
+    restarts: Restarts = 0,
+    grace: Grace = 60,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain on this host, and see that no process outlives the run."""
+    from launch.hosts.controller import Job
+    from launch.hosts.remote import Remote
+    from launch.hosts.restarts import Elastic
+
+    wish = Wish(config, set_, out, resume, deepspeed_config)
+    recipe = wish.recipe()
+    hosts = _this_host(accelerators)
+    if dry_run:
+        _plan(wish, recipe, hosts, as_json=as_json)
+        return
+    job = Job(wish.command(resume), wish.folder(recipe), grace_s=grace)
+    raise typer.Exit(_run(hosts, job, wish, Remote(), Elastic(restarts)))
+
+
+def _run(hosts: Sequence[Host], job: Any, wish: Wish, remote: Any, elastic: Any) -> int:
+    import os
+
+    from launch.hosts.controller import show
+    from launch.hosts.redaction import Redactor
+    from launch.hosts.restarts import Run
+
+    redact = Redactor(os.environ)
+    again = wish.command("auto")
+    return Run(hosts, job, again, remote, elastic, lambda text, error: show(redact(text), error)).run()
+
+
+def _this_host(ranks: int) -> list[Host]:
+    from launch.hosts.hostfile import Host
+    from launch.start import ranks_here
+
+    return [Host("localhost", tuple(range(ranks or ranks_here(most_on_cpu=1))))]
+
+
+def _hosts(hostfile: Path | None, include: str, exclude: str) -> list[Host]:
+    from launch.hosts.hostfile import filtered, read_hostfile
+
+    return filtered(read_hostfile(hostfile) if hostfile else _this_host(0), include, exclude)
+
+
+def _refuse_contradictions(hosts: Sequence[Host], address: str | None, least: int, most: int) -> None:
+    from shards.errors import ConfigError
+
+    if least > len(hosts) or (most and least > most):
+        raise ConfigError(f"--min-hosts {least} is more than there are", why=f"{len(hosts)} hosts, --max-hosts {most}")
+    first = hosts[0].name
+    if len(hosts) > 1 and address is None and (first == "localhost" or first.startswith("127.")):
+        raise ConfigError(
+            f"the other hosts cannot reach the first one by '{first}'",
+            do="give the hostfile the name that all hosts know it by, or --master-addr",
+        )
+
+
+def _plan(wish: Wish, recipe: Recipe, hosts: Sequence[Host], *, as_json: bool) -> None:
+    """Show what would be run."""
+    from launch.planning import plan_run, print_plan
+
+    command = wish.command(wish.resume)
+    plan = plan_run(recipe, world=sum(len(host.slots) for host in hosts), settings=wish.settings())
+    if as_json:
+        typer.echo(json.dumps({"command": command, **plan.as_table()}, indent=1))
+        return
+    typer.echo(shlex.join(command))
+    print_plan(plan)
