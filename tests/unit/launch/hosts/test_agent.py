@@ -18,7 +18,7 @@ import pytest
 
 from launch.hosts.messages import Beat, Done, End, Ended, Here, Message, Output, Refused, Signal, Start, decode, encode
 from launch.hosts.processes import LONGEST_LINE
-from launch.hosts.remote import Remote
+from launch.hosts.remote import ROOT, Remote
 
 # a rank that says when it can be asked to end, and then does
 POLITE = """
