@@ -12,5 +12,11 @@ def recipe_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, help="recipe, TOML")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a value of the recipe")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--env_file",
+        "--env-file",
+        type=Path,
+        help="NAME=VALUE lines for this process, secrets for example (mode 600); default: $MATLOOM_ENV_FILE",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -15,11 +15,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.arguments import recipe_parser
 from launch.guard import guarded, leave
+from launch.hosts.environment import adopt_env_file
 from launch.ranks import adopt_rank, meet
 
 
 def compare(options: argparse.Namespace) -> None:
     """Fit and measure every row of the recipe."""
+    adopt_env_file(options.env_file)
     adopt_rank()
 
     from finetune.compare import Comparison

@@ -15,6 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.arguments import recipe_parser
 from launch.guard import guarded, leave
+from launch.hosts.environment import adopt_env_file
 from launch.launchers import refuse_missing_hostfile
 from launch.ranks import adopt_rank, meet
 from pretrain.signals import Signals
@@ -39,6 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> None:
     """Train the recipe to its end."""
+    adopt_env_file(options.env_file)
     adopt_rank(local_rank=options.local_rank)
     # before the imports of the run, which take seconds
     signals = Signals().install()

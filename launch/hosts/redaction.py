@@ -22,8 +22,8 @@ KEYS = re.compile(r"(API|ACCESS|ACCOUNT|PRIVATE|SECRET|SHARED|SIGNING|ENCRYPTION
 CONNECTION = re.compile(r"CONN(ECTION)?_?(STRING|STR|URL|URI)")
 # where a secret lies, how long it is or how long it lasts is none
 HARMLESS_LAST = {"FILE", "FILES", "PATH", "DIR", "FOLDER", "SOCK", "SOCKET", "HOME", "TIMEOUT", "TTL", "COUNT",
-                 "LENGTH", "SIZE", "LIMIT", "EXPIRY", "EXPIRATION", "EXPIRES", "TYPE", "METHOD", "MODE", "PROVIDER", "ENABLED",
-                 "DISABLED", "PARALLELISM", "HELPER", "PROGRAM", "COMMAND", "HOST", "PORT"}  # fmt: skip
+                 "LENGTH", "SIZE", "LIMIT", "EXPIRY", "EXPIRATION", "EXPIRES", "TYPE", "METHOD", "MODE", "PROVIDER",
+                 "ENABLED", "DISABLED", "PARALLELISM", "HELPER", "PROGRAM", "COMMAND", "HOST", "PORT"}  # fmt: skip
 HARMLESS = {"PUBLIC", "MAX", "MIN", "NUM", "LONGEST"}
 # switches and modes, which would spoil all text if they were taken for secrets
 PLAIN = {"true", "false", "none", "null", "auto", "default", "basic", "bearer", "digest", "enabled", "disabled",
@@ -93,6 +93,11 @@ def redacted(environment: Mapping[str, str]) -> dict[str, str]:
     """Return variables as they may be shown: in order of their names, ``***`` for secrets and within values."""
     hide = Redactor(environment)
     return {name: HIDDEN if value and is_secret(name) else hide(value) for name, value in sorted(environment.items())}
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Say whether a variable is secret, or has something secret inside of its value."""
+    return bool(value) and (is_secret(name) or Redactor({name: value})(value) != value)
 
 
 def _plain(value: str) -> bool:

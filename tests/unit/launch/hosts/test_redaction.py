@@ -33,7 +33,8 @@ SPELLED: dict[str, Callable[[str], str]] = {
     "bytes": lambda secret: repr(secret.encode()),
 }
 secrets = st.text(min_size=ANYWHERE).filter(lambda text: text.strip() == text and len(set(text)) > 3)
-SENSIBLE = ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "XKB_KEYBOARD_MODEL", "MONKEY", "COMPASS", "TOKENIZERS_PARALLELISM",
+SENSIBLE = ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "XKB_KEYBOARD_MODEL", "MONKEY", "COMPASS",
+            "TOKENIZERS_PARALLELISM",
             "MAX_TOKENS", "NUM_TOKENS", "SSH_AUTH_SOCK", "GIT_AUTHOR_NAME", "GIT_ASKPASS", "PGPASSFILE", "KRB5_KEYTAB",
             "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE",
             "SSL_CERT_FILE", "HF_TOKEN_PATH", "SSH_PUBLIC_KEY", "NCCL_SOCKET_IFNAME", "SASH", "PATTERN", "XAUTHORITY",
@@ -210,6 +211,7 @@ def test_a_wrong_variant_that_replaces_values_alone_is_caught() -> None:
 
 
 def test_redaction_needs_no_heavy_import() -> None:
-    code = "import launch.hosts.redaction, sys; print([m for m in ('torch', 'numpy', 'pydantic', 'requests') if m in sys.modules])"
+    heavy = ("torch", "numpy", "pydantic", "requests")
+    code = f"import launch.hosts.redaction, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
