@@ -14,7 +14,7 @@ from launch.export_cli import export
 from launch.guard import guarded
 from launch.launch_cli import launch_app
 from launch.leaderboard_cli import leaderboard_app
-from launch.options import Config, DryRun, Json, Out, Set, show
+from launch.options import Config, DryRun, Json, Out, Set
 from launch.registry_cli import registry_app
 from launch.run_cli import ResumeCommand, pretrain
 from launch.search_cli import discover, search
@@ -87,17 +87,13 @@ for command in (predict, embed, export, search, discover, evaluate):
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, accelerator, compiler, memory, disk, registry."""
-    from launch.doctor import as_json as plain
     from launch.doctor import examine
+    from launch.findings import as_json as plain
+    from launch.findings import as_lines
 
     findings = examine()
-    marks = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}
-    show(
-        plain(findings),
-        as_json,
-        lambda r: f"{marks[r['status']]}  {r['name']:20} {r['value']}" + (f"  -> {r['do']}" if r["do"] else ""),
-    )
-    raise typer.Exit(2 if any(finding.status == "missing" for finding in findings) else 0)
+    typer.echo(json.dumps(plain(findings), indent=1) if as_json else "\n".join(as_lines(findings)))
+    raise typer.Exit(2 if any(finding.status == "failed" for finding in findings) else 0)
 
 
 @config_app.command("show")

@@ -1,0 +1,154 @@
+"""A process on a host that does what it is told: JSON lines on its standard input, JSON lines on its output.
+
+An order is ``{"order": NAME, ...}``, its answer ``{"answer": VALUE}`` or ``{"error": TEXT}``. The process ends with its
+standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from launch.hosts.remote import Remote
+from launch.hosts.trouble import explained
+from shards.errors import HostError
+
+MOST_AT_ONCE = 256
+
+
+def serve(orders: Mapping[str, Callable[..., Any]]) -> None:
+    """Carry out orders until standard input ends."""
+    # whatever libraries print must not get between the answers
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"answer": orders[request.pop("order")](**request)}
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            answer = {"error": f"{type(error).__name__}: {lines[0]}"}
+        answers.write(json.dumps(answer) + "\n")
+
+
+class Listener:
+    """Gives orders to a module on a host, and waits for the answers; a context.
+
+    Parameters
+    ----------
+    host : str
+        Its name.
+    remote : Remote
+        Reaches it.
+    module : str
+        One that calls `serve`.
+    """
+
+    def __init__(self, host: str, remote: Remote, module: str) -> None:
+        self.host = host
+        self.process = remote.popen(host, module)
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._errors: deque[str] = deque(maxlen=50)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._complaints = threading.Thread(target=self._complain, daemon=True)
+        self._reader.start()
+        self._complaints.start()
+
+    def ask(self, order: str, patience_s: float, **request: Any) -> Any:
+        """Return the answer to an order, or raise `HostError` that names the host and says what to do."""
+        assert self.process.stdin
+        with suppress(OSError):
+            self.process.stdin.write(json.dumps({"order": order, **request}) + "\n")
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise HostError(
+                    f"no answer within {patience_s:.0f} s",
+                    where=self.host,
+                    do="see whether the host is overloaded, its file system hangs or its network drops what is sent",
+                ) from None
+            if line is None:
+                raise self._ended()
+            # a shell there may have a greeting of its own
+            with suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and "error" in answer:
+                    raise HostError(str(answer["error"]), where=self.host)
+                if isinstance(answer, dict) and "answer" in answer:
+                    return answer["answer"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        with suppress(OSError):
+            self.process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._answers.put(line)
+        self._answers.put(None)
+
+    def _complain(self) -> None:
+        assert self.process.stderr
+        self._errors.extend(line.rstrip() for line in self.process.stderr)
+
+    def _ended(self) -> HostError:
+        # for whoever asks again
+        self._answers.put(None)
+        self._complaints.join(1.0)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        return explained(self.host, self.process.poll(), list(self._errors))
+
+
+def ask_all(
+    listeners: Sequence[Listener], order: str, patience_s: float, *each: Mapping[str, Any], **request: Any
+) -> tuple[dict[str, Any], dict[str, HostError]]:
+    """Give all the same order at once.
+
+    Parameters
+    ----------
+    listeners : sequence of Listener
+        H hosts.
+    order : str
+        The order.
+    patience_s : float
+        What an answer may take.
+    *each : mapping
+        H times what the order says to one host alone, or nothing.
+    **request
+        What it says to all.
+
+    Returns
+    -------
+    answers, errors : dict
+        By name of the host.
+    """
+
+    def one(number: int) -> Any:
+        try:
+            return listeners[number].ask(order, patience_s, **request, **(each[number] if each else {}))
+        except HostError as error:
+            return error
+
+    with ThreadPoolExecutor(min(len(listeners), MOST_AT_ONCE) or 1) as pool:
+        found = dict(zip((listener.host for listener in listeners), pool.map(one, range(len(listeners))), strict=True))
+    errors = {host: answer for host, answer in found.items() if isinstance(answer, HostError)}
+    return {host: answer for host, answer in found.items() if host not in errors}, errors
