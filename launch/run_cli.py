@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ from launch.options import Config, Json, Out, Set
 from launch.start import HERE
 
 if TYPE_CHECKING:
+    from launch.hosts.controller import Job
     from launch.hosts.hostfile import Host
+    from launch.hosts.remote import Remote
+    from launch.hosts.restarts import Elastic
     from pretrain.config import Recipe
 
 
@@ -111,6 +115,13 @@ def launch_run(
     master_addr: Annotated[str | None, typer.Option(help="Of the first host; default: its name.")] = None,
     master_port: Annotated[int, typer.Option(min=0, max=65535, help="On the first host; 0: a free one.")] = 0,
     ssh: Annotated[str, typer.Option(help="How to reach hosts, as in 'ssh -F config'.")] = "ssh",
+    env: Annotated[
+        list[str], typer.Option("--env", metavar="NAME[=VALUE]", help="Give the ranks this variable too.")
+    ] = [],  # noqa: B006
+    env_file: Annotated[
+        Path | None, typer.Option(help="NAME=VALUE lines for the ranks; of mode 600 where one is a secret.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Look first whether all hosts are ready: same code, data, ports.")] = True,
     host_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a word until a host is lost.")] = 30,
     grace: Grace = 60,
     dry_run: DryRun = False,
@@ -118,6 +129,7 @@ def launch_run(
 ) -> None:
     """Pretrain on one host or many: start the ranks, watch over them, save on signals, start again after failures."""
     from launch.hosts.controller import Job
+    from launch.hosts.environment import for_ranks
     from launch.hosts.remote import Remote
     from launch.hosts.restarts import Elastic
 
@@ -131,13 +143,16 @@ def launch_run(
     job = Job(
         wish.command(resume),
         wish.folder(recipe),
+        for_ranks(env, env_file),
         address=master_addr,
         port=master_port,
         host_timeout_s=host_timeout,
         grace_s=grace,
     )
-    elastic = Elastic(restarts, min_hosts, max_hosts)
-    raise typer.Exit(_run(hosts, job, wish, Remote.by(ssh), elastic))
+    remote = Remote.by(ssh)
+    if check:
+        _check(hosts[: max_hosts or None], job, wish, recipe, remote)
+    raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts)))
 
 
 def pretrain(
@@ -154,6 +169,7 @@ def pretrain(
 ) -> None:
     """Pretrain on this host, and see that no process outlives the run."""
     from launch.hosts.controller import Job
+    from launch.hosts.environment import for_ranks
     from launch.hosts.remote import Remote
     from launch.hosts.restarts import Elastic
 
@@ -163,18 +179,36 @@ def pretrain(
     if dry_run:
         _plan(wish, recipe, hosts, as_json=as_json)
         return
-    job = Job(wish.command(resume), wish.folder(recipe), grace_s=grace)
+    job = Job(wish.command(resume), wish.folder(recipe), for_ranks(), grace_s=grace)
     raise typer.Exit(_run(hosts, job, wish, Remote(), Elastic(restarts)))
 
 
-def _run(hosts: Sequence[Host], job: Any, wish: Wish, remote: Any, elastic: Any) -> int:
-    import os
+def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: Remote) -> None:
+    """Raise `HostError` where the hosts are not ready; say what may go wrong."""
+    from launch.findings import as_lines, refuse
+    from launch.hosts.preflight import Request, places, preflight
 
+    request = Request(
+        wish.config,
+        job.out,
+        places(recipe.data),
+        deepspeed_config=wish.deepspeed_config,
+        address=job.address,
+        port=job.port,
+        environment=job.environment,
+    )
+    findings = preflight(remote, hosts, request)
+    for line in as_lines([finding for finding in findings if finding.status == "warning"]):
+        typer.echo(line, err=True)
+    refuse(findings)
+
+
+def _run(hosts: Sequence[Host], job: Job, wish: Wish, remote: Remote, elastic: Elastic) -> int:
     from launch.hosts.controller import show
     from launch.hosts.redaction import Redactor
     from launch.hosts.restarts import Run
 
-    redact = Redactor(os.environ)
+    redact = Redactor({**os.environ, **job.environment})
     again = wish.command("auto")
     return Run(hosts, job, again, remote, elastic, lambda text, error: show(redact(text), error)).run()
 
