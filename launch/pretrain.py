@@ -48,8 +48,8 @@ def train(options: argparse.Namespace) -> None:
 
     from launch.profiles import deepspeed_settings
     from pretrain.config import load_recipe
+    from pretrain.settings import read_settings
     from pretrain.train import Trainer
-    from shards.recipes import read_tables
 
     recipe = load_recipe(options.config, options.set)
     out = options.out or Path("runs") / recipe.name
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace) -> None:
         recipe,
         out,
         resume="auto" if options.resume == "auto" else options.resume is not None,
-        settings=read_tables(deepspeed_settings(options.deepspeed_config)) if options.deepspeed_config else {},
+        settings=read_settings(deepspeed_settings(options.deepspeed_config)) if options.deepspeed_config else {},
         report=lambda line: print(line, flush=True),
         signals=signals,
     )

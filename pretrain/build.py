@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pretrain.automatic import settings_for
 from pretrain.config import Recipe
 from pretrain.data import as_evaluated, batches_of
 from pretrain.ema import MovingAverage
@@ -91,15 +92,20 @@ def build(
     _refuse_useless_validation(recipe, dataset, validation.positions)
     if training.larger_than_budget:
         report(f"{training.larger_than_budget} samples exceed the budget, each will be a batch of its own")
-    total_steps = training.total(recipe.optim.epochs)
+    warmup_steps, total_steps = training.total(recipe.optim.warmup_epochs), training.total(recipe.optim.epochs)
+    keys, lines = settings_for(
+        recipe, settings, world=here["world"], warmup_steps=warmup_steps, total_steps=total_steps, device=device
+    )
+    for line in lines:
+        report(line)
     engine = Engine(
         model,
         recipe.optim,
         batch_size=recipe.data.batch_size,
-        warmup_steps=training.total(recipe.optim.warmup_epochs),
+        warmup_steps=warmup_steps,
         total_steps=total_steps,
         seed=recipe.seed,
-        settings={**recipe.deepspeed, **settings},
+        settings=keys,
         scales=model.lr_scales,
     )
     return Parts(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.accumulate import contrast
+from pretrain.automatic import settings_for
 from pretrain.config import Recipe
 from pretrain.data import as_evaluated, batches_of
 from pretrain.model import MultimodalModel
 from pretrain.prepare import prepare
-from pretrain.settings import check_settings, zero_stage
+from pretrain.settings import zero_stage
 from shards.batch import Batch, rows_of
 from shards.mixture import Mixture
 from shards.reader import Dataset
@@ -121,9 +122,8 @@ def make_plan(
     world : int
         Number of ranks.
     settings : mapping
-        DeepSpeed's keys.
+        DeepSpeed's keys that win over the recipe's.
     """
-    check_settings(settings)
     notes = prepare(model, recipe)
     # what the encoders read: pictures of the size of the crop
     seen = as_evaluated(recipe, dataset.modalities)
@@ -132,7 +132,12 @@ def make_plan(
     rows = len(first.ids)
     micro = min(recipe.optim.micro_batch or rows, rows)
     there = {name: dataset.presence(name)[stream.positions] for name in recipe.modalities}
-    stage, trained = zero_stage(settings), _trained(model)
+    warmup_steps, total_steps = stream.total(recipe.optim.warmup_epochs), stream.total(recipe.optim.epochs)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keys, lines = settings_for(
+        recipe, settings, world=world, warmup_steps=warmup_steps, total_steps=total_steps, device=device
+    )
+    stage, trained = zero_stage(keys), _trained(model)
     memory = estimate_memory(model, first, micro=micro, world=world, stage=stage, ema=recipe.optim.ema is not None)
     return Plan(
         world=world,
@@ -143,8 +148,8 @@ def make_plan(
         samples=len(stream.positions),
         epochs=recipe.optim.epochs,
         epoch_steps=stream.steps_in(0),
-        total_steps=stream.total(recipe.optim.epochs),
-        warmup_steps=stream.total(recipe.optim.warmup_epochs),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
         coverage={name: float(mask.mean()) for name, mask in there.items()},
         pairs={f"{a}-{b}": int((there[a] & there[b]).sum()) for a, b in combinations(there, 2)},
         parameters=count_parameters(model),
@@ -152,7 +157,7 @@ def make_plan(
         memory=memory,
         checkpoint=_bytes(model.state_dict().values()) * (2 if recipe.optim.ema else 1)
         + (12 if stage else 8) * trained,
-        notes=notes,
+        notes=[*notes, *lines],
     )
 
 
@@ -185,15 +190,32 @@ def estimate_memory(model: MultimodalModel, batch: Batch, *, micro: int, world: 
     probe = max(1, min(PROBE_ROWS, micro))
     kept = saved_bytes(model, rows_of(batch, model.specs, 0, probe))
     inputs = sum(_bytes(v for v in values.values() if isinstance(v, Tensor)) for values in batch.inputs.values())
-    divided = {name: world if stage >= level else 1 for name, level in (("optimizer", 1), ("gradients", 2))}
     weights = _bytes(model.state_dict().values())
     return Memory(
-        weights=weights // (world if stage == 3 else 1),
-        gradients=4 * trained // divided["gradients"],
-        optimizer=8 * trained // divided["optimizer"] + (4 * trained // world if stage in (1, 2) else 0),
-        average=weights if ema else 0,
+        **states(weights, trained, world=world, stage=stage, ema=ema),
         activations=kept * micro // probe + inputs,
     )
+
+
+def states(weights: float, trained: int, *, world: int, stage: int, ema: bool) -> dict[str, int]:
+    """Return the bytes that a rank holds between two steps, by kind; ZeRO divides them (Rajbhandari et al. 2020).
+
+    Parameters
+    ----------
+    weights : float
+        Bytes of all parameters and buffers.
+    trained : int
+        Parameters that learn.
+    world, stage, ema
+        As of `estimate_memory`.
+    """
+    divided = {name: world if stage >= level else 1 for name, level in (("optimizer", 1), ("gradients", 2))}
+    return {
+        "weights": int(weights) // (world if stage == 3 else 1),
+        "gradients": 4 * trained // divided["gradients"],
+        "optimizer": 8 * trained // divided["optimizer"] + (4 * trained // world if stage in (1, 2) else 0),
+        "average": int(weights) if ema else 0,
+    }
 
 
 def saved_bytes(model: MultimodalModel, batch: Batch) -> int:

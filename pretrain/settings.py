@@ -1,54 +1,53 @@
-"""Which DeepSpeed keys a user may set, and which are the recipe's."""
+"""DeepSpeed's settings of a user: reading them, and refusing what DeepSpeed would take without doing it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from pretrain.deepspeed_keys import REPLACED, SETTABLE
 from shards.errors import ConfigError, suggest
+from shards.recipes import read_tables
 
 OWNED = {
+    "activation_checkpointing",
+    "amp",
+    "bf16",
+    "checkpoint",
+    "data_types",
+    "fp16",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
     "optimizer",
     "scheduler",
-    "fp16",
-    "bf16",
-    "amp",
     "torch_autocast",
-    "data_types",
-    "gradient_clipping",
-    "gradient_accumulation_steps",
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
-    "checkpoint",
-}
-# DeepSpeed takes any other key too and does nothing about it
-KNOWN = {
-    "aio",
-    "comms_logger",
-    "communication_data_type",
-    "csv_monitor",
-    "comet",
-    "disable_allgather",
-    "disable_python_gc",
-    "dump_state",
-    "flops_profiler",
-    "gradient_predivide_factor",
-    "log_level",
-    "memory_breakdown",
-    "prescale_gradients",
-    "steps_per_print",
-    "tensorboard",
-    "timers",
-    "wall_clock_breakdown",
-    "wandb",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "zero_optimization",
 }
 STAGES = (0, 1, 2, 3)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read settings from JSON (or TOML), or raise `ConfigError`.
+
+    A key that stands there twice and a NaN are no JSON: Python would take the last one, and the NaN.
+    """
+    if path.suffix == ".toml":
+        return read_tables(path)
+    try:
+        settings = json.loads(path.read_text(), object_pairs_hook=_each_once, parse_constant=_no_constant)
+    except OSError as error:
+        raise ConfigError("DeepSpeed's settings cannot be read", where=path, why=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("DeepSpeed's settings are no valid JSON", where=path, why=str(error)) from None
+    if not isinstance(settings, dict):
+        raise ConfigError("DeepSpeed's settings are no table", where=path, do='{"zero_optimization": {"stage": 1}}')
+    return settings
 
 
 def zero_stage(settings: Mapping[str, Any]) -> int:
@@ -62,7 +61,13 @@ def offloads(settings: Mapping[str, Any]) -> bool:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse what is the recipe's, and what the engine cannot do, or raise `ConfigError`."""
+    """Refuse what is the recipe's, and what the engine cannot do, or raise `ConfigError`.
+
+    Parameters
+    ----------
+    settings : mapping
+        Without "auto", and without what the recipe says (`pretrain.automatic.resolved`).
+    """
     owned = OWNED & set(settings)
     if owned:
         raise ConfigError(
@@ -70,8 +75,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             why="batch size, optimizer, schedule, clipping, precision and checkpoints are the recipe's",
             do="set them in [data], [optim] and [checkpoint]",
         )
-    for name in sorted(set(settings) - KNOWN):
-        raise ConfigError(f"'{name}' is no DeepSpeed key that can be set here", do=suggest(name, KNOWN))
+    check_names(settings)
     stage = zero_stage(settings)
     if stage not in STAGES:
         raise ConfigError(f"there is no ZeRO stage {stage!r}", do=f"zero_optimization.stage = one of {STAGES}")
@@ -84,6 +88,22 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 f"zero_optimization.{name} does nothing at ZeRO stage {stage}",
                 do=f"zero_optimization.stage = one of {stages}, or leave it out",
             )
+
+
+def check_names(settings: Mapping[str, Any], known: Mapping[str, Any] = SETTABLE, *, path: str = "") -> None:
+    """Refuse keys that DeepSpeed does not have, at any depth: it takes most of them and does nothing about it."""
+    for name, value in settings.items():
+        if path and name in REPLACED:
+            raise ConfigError(f"'{path}{name}' is deprecated", do=f"{path}{REPLACED[name]}")
+        if name not in known:
+            raise ConfigError(f"'{path}{name}' is no DeepSpeed key that can be set here", do=suggest(name, known))
+        inside = known[name]
+        if isinstance(inside, dict) and value is not None:
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"'{path}{name}' = {value!r} is no table", do=f'a table, with "{next(iter(inside))}" for example'
+                )
+            check_names(value, inside, path=f"{path}{name}.")
 
 
 @contextmanager
@@ -99,3 +119,15 @@ def refused() -> Iterator[None]:
 
 def _device(settings: Mapping[str, Any], name: str) -> str:
     return (settings.get("zero_optimization", {}).get(name) or {}).get("device", "none")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return table
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
