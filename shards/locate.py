@@ -14,6 +14,7 @@ from shards.cache import cache_folder
 from shards.embedded import names
 from shards.errors import DataError, suggest
 from shards.manifest import FORMAT, MANIFEST, Manifest
+from shards.staged import staged
 from shards.store import is_url
 
 EMBEDDED = "embedded:"
@@ -29,8 +30,12 @@ def build_embedded(
 def locate(path: str) -> Path | str:
     """Return where a data set is read from, building an embedded one into the cache where it is not there yet.
 
-    Processes that ask at once wait for the one that builds. A URL is returned as it is.
+    Processes that ask at once wait for the one that builds. A URL is returned as it is. A copy on this node's own disk
+    (see `shards.staged`) goes before everything.
     """
+    copy = staged(path)
+    if copy is not None:
+        return copy
     if is_url(path):
         return path
     if not path.startswith(EMBEDDED):
@@ -46,6 +51,9 @@ def locate(path: str) -> Path | str:
 
 def existing(path: str) -> Path | str:
     """Return where a data set that is there already is read from, or raise `DataError`: for ranks after the first."""
+    copy = staged(path)
+    if copy is not None:
+        return copy
     if is_url(path):
         return path
     folder = _cached(path.removeprefix(EMBEDDED)) if path.startswith(EMBEDDED) else Path(path)
