@@ -172,9 +172,7 @@ def header(job: Job, how: Iterable[str]) -> str:
         [
             "#!/usr/bin/env bash",
             remark(f"Pretrains {job.recipe} on {job.nodes} x {job.ranks_per_node} ranks; by `matloom launch plan`."),
-            remark(
-                *how, secrets, "Exit code: 75 if the run was asked to end and has saved; started again, it resumes."
-            ),
+            remark(*how, secrets, "Exit code: 75 if the run saved and ended when asked to. Started again, it resumes."),
             "set -euo pipefail",
             f"cd -- {shlex.quote(str(job.folder))}",
             f"out={shlex.quote(_path(job.out))}",
@@ -197,7 +195,7 @@ def waited(ask: str, why: str) -> str:
 asked=
 trap 'asked=1; {ask} || true' TERM USR1 INT HUP
 while true; do
-    asked= code=0
+    asked='' code=0
     wait "$pid" || code=$?
     # a signal ends the waiting, not the run
     [ -n "$asked" ] || break

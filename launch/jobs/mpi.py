@@ -16,9 +16,7 @@ def render(job: Job) -> str:
     """Return the script."""
     how = ["Run it on one host; mpirun reaches the others by ssh, or by the scheduler in whose allocation it stands."]
     if not job.hosts and job.nodes > 1:
-        how.append(
-            "Elsewhere name the hosts: export OMPI_MCA_orte_default_hostfile=FILE, with lines 'NAME slots=RANKS'."
-        )
+        how.append("Elsewhere name the hosts: export OMPI_MCA_orte_default_hostfile=FILE, lines of 'NAME slots=RANKS'.")
     mpirun = ["mpirun", "--bind-to", "none"]
     mpirun += ["--host", ",".join(f"{host}:{job.ranks_per_node}" for host in job.hosts)] if job.hosts else []
     once = [*mpirun, "-np", str(job.nodes), "--map-by", "ppr:1:node"]

@@ -11,8 +11,8 @@ def render(job: Job) -> str:
     if not job.hosts:
         raise ConfigError("--ssh needs the names of the hosts", do="--hosts worker-0,worker-1")
     how = [
-        "Run it on any host from which ssh reaches the others without a password. It checks the hosts, starts the ranks,",
-        "passes signals on to them, writes a log a rank into the run's folder, and starts again after failures.",
+        "Run it on any host from which ssh reaches the others without a password. It checks the hosts, starts the",
+        "ranks, passes signals on to them, writes a log a rank into the run's folder, and starts again after failures.",
     ]
     lines = [f"{host} slots={job.ranks_per_node}" for host in job.hosts]
     return "\n".join(

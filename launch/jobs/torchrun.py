@@ -9,16 +9,17 @@ def render(job: Job) -> str:
     """Return the script."""
     first = job.hosts[0] if job.hosts else None
     how = [
-        "Run it on every host at the same time, for example by your scheduler or by parallel ssh; the first of the hosts",
-        f"is {first}." if first else "is MASTER_ADDR: export it, with MASTER_PORT where 29500 is taken.",
-        "A rank that fails ends them all; the same script, started again on all hosts, goes on from the newest checkpoint.",
+        "Run it on every host at the same time, by your scheduler or by parallel ssh. They meet at "
+        + (f"{first}," if first else "MASTER_ADDR, which you export,"),
+        f"port MASTER_PORT or {PORT}. A rank that fails ends them all; started again on all hosts, they go on from the",
+        "newest checkpoint.",
     ]
     address = f'"${{MASTER_ADDR:={first}}}"' if first else '"${MASTER_ADDR:?the name of the first host}"'
     if job.nodes == 1:
         address = '"${MASTER_ADDR:=127.0.0.1}"'
     torchrun = [
-        job.python, "-m", "torch.distributed.run", "--nnodes", str(job.nodes), "--nproc-per-node", str(job.ranks_per_node),
-        "--max-restarts", "0", "--rdzv-backend", "c10d", "--rdzv-id", job.label,
+        job.python, "-m", "torch.distributed.run", "--nnodes", str(job.nodes), "--nproc-per-node",
+        str(job.ranks_per_node), "--max-restarts", "0", "--rdzv-backend", "c10d", "--rdzv-id", job.label,
     ]  # fmt: skip
     return "\n".join(
         [
