@@ -1,0 +1,101 @@
+"""Some real steps of a recipe, to know what one takes: one rank of this host, with its share of the batch.
+
+The steps run in a process of their own, with the run's engine, data, objective and settings, in a temporary folder.
+Nothing is recorded and nothing stays. What is measured is a `Work`, from which `launch.estimates` works out more ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launch.estimates.work import Work
+    from pretrain.config import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20
+TASK, FOUND, FAILED, TOLD = "task.json", "measured.json", "failed.json", "told.log"
+
+
+def calibrate(recipe: Recipe, settings: Mapping[str, Any], *, world: int, here: int = 1, steps: int = STEPS) -> Work:
+    """Make some optimizer steps in a child process and return what they took.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What is to be trained.
+    settings : mapping
+        DeepSpeed's keys that win over the recipe's.
+    world : int
+        Ranks of the run: the child gets the first one's share of each batch.
+    here : int
+        Ranks of the run on each host, which share its cores.
+    steps : int
+        Optimizer steps to measure.
+
+    Raises
+    ------
+    ConfigError, DataError, ...
+        Those of the run itself, as the child met them.
+    """
+    from launch.estimates.work import read_work
+
+    with tempfile.TemporaryDirectory(prefix="matloom-calibrate-") as folder:
+        # URLs keep their secrets here, which no record has: the folder is the user's alone
+        tables = {**recipe.model_dump(mode="json"), "data": _with_places(recipe)}
+        task = {"recipe": tables, "settings": dict(settings), "world": world, "steps": steps}
+        (Path(folder) / TASK).write_text(json.dumps(task))
+        _run([sys.executable, "-m", "launch.estimates.measure", folder], _environment(here), Path(folder))
+        return read_work(Path(folder) / FOUND)
+
+
+def _with_places(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data.model_dump(mode="json")
+    data["path"], data["overlays"] = recipe.data.path, list(recipe.data.overlays)
+    for table, entry in zip(data["mix"], recipe.data.mix, strict=True):
+        table["path"], table["overlays"] = entry.path, list(entry.overlays)
+    return data
+
+
+def _environment(here: int) -> dict[str, str]:
+    """Return that of a rank alone, with as many threads as one of ``here`` ranks gets."""
+    place = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    mine = {name: value for name, value in os.environ.items() if name not in place}
+    mine.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
+    mine["PYTHONPATH"] = f"{ROOT}{os.pathsep}{mine.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return mine
+
+
+def _run(command: list[str], environment: Mapping[str, str], folder: Path) -> None:
+    """Run a child that ends with this process, whatever ends it; raise what it says where it fails."""
+    with (folder / TOLD).open("wb") as told:
+        # stdin is a pipe that closes with this process, which the child looks for; a session of its own: Ctrl-C is ours
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=told, stderr=told, start_new_session=True
+        )
+        try:
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+    if code:
+        raise _failure(code, folder)
+
+
+def _failure(code: int, folder: Path) -> Exception:
+    from shards import errors
+
+    if (folder / FAILED).exists():
+        said = json.loads((folder / FAILED).read_text())
+        return getattr(errors, said.pop("kind"), errors.MatloomError)(**said)
+    last = (folder / TOLD).read_text(errors="replace").strip().splitlines()[-3:]
+    return errors.MatloomError(
+        f"the calibration ended with exit code {code}", why=" / ".join(last) or None, do="--calibrate 0 leaves it out"
+    )
