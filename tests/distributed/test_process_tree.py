@@ -7,7 +7,6 @@ is asserted of what a user has started: ``matloom pretrain``, or DeepSpeed's own
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -22,92 +21,23 @@ import pytest
 
 from pretrain.ports import free_port
 from pretrain.signals import REQUEST
+from tests.distributed.held import EXPECTED, SAVE, WORLD, environment, finished, held_shop
 from tests.distributed.ranks import TIMEOUT_S
-from tests.distributed.runs import ROOT, SCRIPT, Hold, Workshop
-
-WORLD, SAVE, STEP = 2, 5, 7
-PLUGIN = '''
-import os
-import time
-from pathlib import Path
-from typing import Literal
-
-from pretrain.encoders.vector import VectorEncoder
-
-OUT, HOLD, PHASE = Path(os.environ["HELD_OUT"]), Path(os.environ["HELD_AT"]), os.environ["HELD_IN"]
-
-
-class HeldEncoder(VectorEncoder):
-    """The vector encoder, which waits once, in one phase of the run."""
-
-    class Config(VectorEncoder.Config):
-        kind: Literal["held"] = "held"
-
-    steps, held = 0, False
-
-    def here(self):
-        if not HeldEncoder.held:
-            HeldEncoder.held = True
-            rank = os.environ["RANK"]
-            (HOLD / f"reached-{rank}").touch()
-            while not (HOLD / f"go-{rank}").exists():
-                time.sleep(0.02)
-
-    def __init__(self, spec, config, fitted):
-        super().__init__(spec, config, fitted)
-        if PHASE == "warm-up":
-            self.here()
-
-    def forward(self, inputs):
-        if self.training:
-            HeldEncoder.steps += 1
-        if (PHASE == "step" and HeldEncoder.steps == STEP + 1) or (PHASE == "eval" and not self.training):
-            self.here()
-        return super().forward(inputs)
-
-    def state_dict(self, *args, **kwargs):
-        return super().state_dict(*args, **kwargs)
-
-    def _save_to_state_dict(self, *args, **kwargs):
-        if PHASE == "save" and os.environ["RANK"] == "0" and any((OUT / "checkpoints").glob(".step-*.partial")):
-            self.here()
-        return super()._save_to_state_dict(*args, **kwargs)
-'''.replace("STEP", str(STEP))
+from tests.distributed.runs import SCRIPT, Hold, Workshop
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
-    folder = tmp_path_factory.mktemp("tree")
-    shop = Workshop.make(folder, toy_folder, epochs=4, evaluate=2, save=SAVE)
-    plugin = folder / "plugin"
-    info = plugin / "held-1.0.dist-info"
-    info.mkdir(parents=True)
-    (plugin / "held_encoder.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: held\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[matloom.encoders]\nheld = held_encoder:HeldEncoder\n")
-    shop.recipe.write_text(shop.recipe.read_text().replace('kind = "vector"', 'kind = "held"', 1))
+    shop = held_shop(tmp_path_factory.mktemp("tree"), toy_folder)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**shop.environment(), "HELD_OUT": "-", "HELD_AT": "-", "HELD_IN": "-"}.items():
+        for name, value in environment(shop, "-").items():
             patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", f"{plugin}:{ROOT}")
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield shop
-
-
-def plugged(folder: str) -> None:
-    sys.path.insert(0, folder)
-
-
-def finished(shop: Workshop, out: str, *options: str) -> None:
-    """Run to the end, or go on to it, in forked ranks: they start at once, and see the plug-in all the same."""
-    patch = functools.partial(plugged, str(shop.folder / "plugin"))
-    ((code, told),) = shop.run(shop.arguments(out, *options), world=WORLD, patch=patch)
-    assert code == 0, told
 
 
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> str:
-    finished(shop, "whole")
+    finished(shop, shop.arguments("whole"))
     return "whole"
 
 
@@ -125,9 +55,9 @@ class Tree:
             launcher = Path(sys.executable).with_name("deepspeed")
             command = [str(launcher), "--num_accelerators", str(WORLD), "--master_port", str(free_port()), str(SCRIPT)]
             command += shop.arguments(out)
-        held = {"HELD_OUT": str(self.out), "HELD_AT": str(self.hold.folder), "HELD_IN": phase}
+        env = {**os.environ, **environment(shop, out, self.hold, phase)}
         self.process = subprocess.Popen(
-            command, cwd=shop.folder, env={**os.environ, **held}, stdout=self.log.open("w"), stderr=subprocess.STDOUT
+            command, cwd=shop.folder, env=env, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
         waiting = [0] if phase == "save" else range(WORLD)
         with contextlib.ExitStack() as stack:
@@ -180,7 +110,6 @@ def newest(shop: Workshop, out: str) -> int:
     return max(shop.checkpoints(out), default=-1)
 
 
-EXPECTED = {"warm-up": 0, "step": STEP + 2, "save": SAVE, "eval": 6}
 TARGETS, NUMBERS = ("top", "agent", "rank1", "all"), (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # every target gets every signal, and so does every phase
 MATRIX = [
@@ -210,7 +139,7 @@ def test_a_signal_to_any_process_ends_in_one_save_and_75(
     )
     assert (code, left, newest(shop, out)) == (75, [], EXPECTED[phase]), told
     assert told.count("the same command with --resume") == 1
-    finished(shop, out, "--resume", "auto")
+    finished(shop, shop.arguments(out, "--resume", "auto"))
     assert shop.same(out, whole)
 
 
@@ -241,7 +170,7 @@ def test_under_deepspeeds_own_command_all_is_saved_though_codes_are_lost(
     )
     assert (found, left, newest(shop, out)) == (code, [], EXPECTED["step"]), tree.log.read_text()
     assert json.loads((shop.folder / out / "preempted.json").read_text())["step"] == EXPECTED["step"]
-    finished(shop, out, "--resume")
+    finished(shop, shop.arguments(out, "--resume"))
     assert shop.same(out, whole)
 
 
