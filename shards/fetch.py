@@ -7,16 +7,16 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.build import alone
 from shards.errors import DataError
 from shards.fetching import Fetcher, Patience, open_origin
 from shards.manifest import FILE_NAME, MANIFEST, Manifest, read_manifest
-from shards.sealed import FORMAT, SEAL, sealing, sha256, verify
+from shards.sealed import FORMAT, SEAL, sealing, sha256, staging, verify
 from shards.store import is_url
 
 # files of a data set that are fetched at once
@@ -58,25 +58,50 @@ def fetch_dataset(
         Where there is no sealed data set, a file cannot be had or has wrong bytes every time, the disk has no
         room, or another process writes ``out``.
     """
-    patience = patience or Patience()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(place, patience or Patience()) as (fetcher, files), alone(out), sealing(out, resume=True) as stage:
+        for path in stage.iterdir():
+            if path.name not in files:
+                path.unlink()
+        _reuse(out, stage, files)
+        _check_room(stage, files)
+        _fetch(fetcher, stage, files, progress)
+        manifest = read_manifest(stage)
+        _check_complete(manifest, files, fetcher.origin.location)
+    return manifest
+
+
+def bytes_to_fetch(place: Path | str, out: Path, *, patience: Patience | None = None) -> int:
+    """Return the bytes of a data set that neither ``out`` nor what an earlier try left beside it has.
+
+    Raises
+    ------
+    DataError
+        Where there is no sealed data set at ``place``.
+    """
+    here: dict[str, str] = {}
+    with suppress(DataError):
+        here = verify(out, error=DataError, only=())
+    partial = staging(out)
+    missing = 0
+    with _opened(place, patience or Patience()) as (_, files):
+        for name, (size, digest) in files.items():
+            if here.get(name) != digest or not (out / name).is_file():
+                begun = partial / name
+                missing += size - min(size, begun.stat().st_size if begun.is_file() else 0)
+    return missing
+
+
+@contextmanager
+def _opened(place: Path | str, patience: Patience) -> Iterator[tuple[Fetcher, Files]]:
+    """Read the seal of a data set."""
     # not as_uri, whose %XX fsspec would take for characters of the name
     origin = open_origin(str(place) if is_url(place) else f"file://{Path(place).resolve()}", patience)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         fetcher = Fetcher(origin, patience)
-        files = _sealed_files(fetcher.whole(SEAL), f"{origin.location}/{SEAL}")
-        with alone(out), sealing(out, resume=True) as stage:
-            for path in stage.iterdir():
-                if path.name not in files:
-                    path.unlink()
-            _reuse(out, stage, files)
-            _check_room(stage, files)
-            _fetch(fetcher, stage, files, progress)
-            manifest = read_manifest(stage)
-            _check_complete(manifest, files, origin.location)
+        yield fetcher, _sealed_files(fetcher.whole(SEAL), f"{origin.location}/{SEAL}")
     finally:
         origin.close()
-    return manifest
 
 
 def _sealed_files(data: bytes, where: str) -> Files:
