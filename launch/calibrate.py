@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launch.estimates.cluster import Link
     from launch.estimates.work import Work
     from pretrain.config import Recipe
 
@@ -52,7 +56,7 @@ def calibrate(recipe: Recipe, settings: Mapping[str, Any], *, world: int, here: 
         tables = {**recipe.model_dump(mode="json"), "data": _with_places(recipe)}
         task = {"recipe": tables, "settings": dict(settings), "world": world, "steps": steps}
         (Path(folder) / TASK).write_text(json.dumps(task))
-        _run([sys.executable, "-m", "launch.estimates.measure", folder], _environment(here), Path(folder))
+        _run([sys.executable, "-m", "launch.estimates.measure", folder], [_environment(here)], Path(folder))
         return read_work(Path(folder) / FOUND)
 
 
@@ -73,20 +77,52 @@ def _environment(here: int) -> dict[str, str]:
     return mine
 
 
-def _run(command: list[str], environment: Mapping[str, str], folder: Path) -> None:
-    """Run a child that ends with this process, whatever ends it; raise what it says where it fails."""
-    with (folder / TOLD).open("wb") as told:
-        # stdin is a pipe that closes with this process, which the child looks for; a session of its own: Ctrl-C is ours
-        child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=told, stderr=told, start_new_session=True
-        )
-        try:
-            code = child.wait()
-        finally:
-            child.kill()
-            child.wait()
+def measure_link() -> Link:
+    """Return latency and bandwidth between two ranks of this host, on what they would use: NCCL or gloo."""
+    from launch.estimates.cluster import Link
+    from pretrain.ports import free_port
+
+    with tempfile.TemporaryDirectory(prefix="matloom-calibrate-") as folder:
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [{**_environment(2), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        _run([sys.executable, "-m", "launch.estimates.links", folder], ranks, Path(folder))
+        found = json.loads((Path(folder) / FOUND).read_text())
+    return Link(latency=f"{found['latency']!r} s", bandwidth=f"{found['bandwidth']!r} B/s")
+
+
+def _run(command: list[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
+    """Run children that end with this process, whatever ends it; raise what the first one says that fails."""
+    with ExitStack() as stack:
+        children = []
+        for environment in environments:
+            told = stack.enter_context((folder / TOLD).open("ab"))
+            # stdin is a pipe that closes with this process, which a child looks for; a session of its own: Ctrl-C is
+            # for this process
+            child = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=told, stderr=told, start_new_session=True
+            )
+            stack.callback(_end, child)
+            children.append(child)
+        code = next((code for code in (child.wait() for child in children) if code), 0)
     if code:
         raise _failure(code, folder)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+
+
+def end_with_the_parent(folder: Path) -> None:
+    """Have this process, a child, end when its parent does, whatever ends that, and leave nothing."""
+
+    def watch() -> None:
+        # not sys.stdin: whoever reads that in a thread keeps the interpreter from ending
+        os.read(0, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _failure(code: int, folder: Path) -> Exception:

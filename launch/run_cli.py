@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,9 +43,12 @@ Resume = Annotated[
     ),
 ]
 DeepspeedConfig = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--deepspeed-config", "--deepspeed_config", exists=True, help="DeepSpeed JSON that wins over the recipe."
+        "--deepspeed-config",
+        "--deepspeed_config",
+        metavar="FILE|PROFILE",
+        help="DeepSpeed JSON that wins over the recipe; or zero1, zero2, zero3, zero3-offload.",
     ),
 ]
 Restarts = Annotated[
@@ -55,7 +56,10 @@ Restarts = Annotated[
 ]
 Grace = Annotated[float, typer.Option(min=0, help="Seconds that ranks get to save and end once another has failed.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print command, steps, coverage, parameters and memory; train nothing.")
+    bool, typer.Option("--dry-run", help="Print commands, environment, batches, memory, disk and time; train nothing.")
+]
+Calibrate = Annotated[
+    int, typer.Option(min=0, help="Steps that --dry-run makes to estimate the time, and forgets; 0: none.")
 ]
 
 
@@ -73,7 +77,7 @@ class Wish:
     set_: list[str] = field(default_factory=list)
     out: Path | None = None
     resume: Literal["always", "auto"] | None = None
-    deepspeed_config: Path | None = None
+    deepspeed_config: str | None = None
 
     def recipe(self) -> Recipe:
         """Read the recipe, or raise `ConfigError`."""
@@ -91,13 +95,20 @@ class Wish:
         words += [word for item in self.set_ for word in ("--set", item)]
         words += ["--out", str(self.out)] if self.out else []
         words += ["--resume", resume] if resume else []
-        return words + (["--deepspeed_config", str(self.deepspeed_config)] if self.deepspeed_config else [])
+        return words + (["--deepspeed_config", str(self.settings_file())] if self.deepspeed_config else [])
+
+    def settings_file(self) -> Path | None:
+        """Return the file of DeepSpeed's keys that win over the recipe's, also where a profile is named."""
+        from launch.profiles import deepspeed_settings
+
+        return deepspeed_settings(self.deepspeed_config) if self.deepspeed_config else None
 
     def settings(self) -> dict[str, Any]:
         """Return DeepSpeed's keys that win over the recipe's."""
-        from shards.recipes import read_tables
+        from pretrain.settings import read_settings
 
-        return read_tables(self.deepspeed_config) if self.deepspeed_config else {}
+        file = self.settings_file()
+        return read_settings(file) if file else {}
 
 
 def launch_run(
@@ -125,6 +136,7 @@ def launch_run(
     host_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a word until a host is lost.")] = 30,
     grace: Grace = 60,
     dry_run: DryRun = False,
+    calibrate: Calibrate = 20,
     as_json: Json = False,
 ) -> None:
     """Pretrain on one host or many: start the ranks, watch over them, save on signals, start again after failures."""
@@ -137,19 +149,19 @@ def launch_run(
     recipe = wish.recipe()
     hosts = _hosts(hostfile, include, exclude)
     _refuse_contradictions(hosts, master_addr, min_hosts, max_hosts)
+    variables, remote = for_ranks(env, env_file), Remote.by(ssh)
     if dry_run:
-        _plan(wish, recipe, hosts[: max_hosts or None], as_json=as_json)
+        _plan(wish, recipe, hosts[: max_hosts or None], variables, remote, calibrate, as_json=as_json)
         return
     job = Job(
         wish.command(resume),
         wish.folder(recipe),
-        for_ranks(env, env_file),
+        variables,
         address=master_addr,
         port=master_port,
         host_timeout_s=host_timeout,
         grace_s=grace,
     )
-    remote = Remote.by(ssh)
     if check:
         _check(hosts[: max_hosts or None], job, wish, recipe, remote)
     raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts)))
@@ -165,6 +177,7 @@ def pretrain(
     restarts: Restarts = 0,
     grace: Grace = 60,
     dry_run: DryRun = False,
+    calibrate: Calibrate = 20,
     as_json: Json = False,
 ) -> None:
     """Pretrain on this host, and see that no process outlives the run."""
@@ -177,7 +190,7 @@ def pretrain(
     recipe = wish.recipe()
     hosts = _this_host(accelerators)
     if dry_run:
-        _plan(wish, recipe, hosts, as_json=as_json)
+        _plan(wish, recipe, hosts, for_ranks(), Remote(), calibrate, as_json=as_json)
         return
     job = Job(wish.command(resume), wish.folder(recipe), for_ranks(), grace_s=grace)
     raise typer.Exit(_run(hosts, job, wish, Remote(), Elastic(restarts)))
@@ -192,7 +205,7 @@ def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: 
         wish.config,
         job.out,
         places(recipe.data),
-        deepspeed_config=wish.deepspeed_config,
+        deepspeed_config=wish.settings_file(),
         address=job.address,
         port=job.port,
         environment=job.environment,
@@ -239,14 +252,28 @@ def _refuse_contradictions(hosts: Sequence[Host], address: str | None, least: in
         )
 
 
-def _plan(wish: Wish, recipe: Recipe, hosts: Sequence[Host], *, as_json: bool) -> None:
+def _plan(
+    wish: Wish,
+    recipe: Recipe,
+    hosts: Sequence[Host],
+    variables: Mapping[str, str],
+    remote: Remote,
+    calibrate: int,
+    *,
+    as_json: bool,
+) -> None:
     """Show what would be run."""
-    from launch.planning import plan_run, print_plan
+    from launch.hosts.link import AGENT
+    from launch.planning import dry_run, show_dry_run
 
-    command = wish.command(wish.resume)
-    plan = plan_run(recipe, world=sum(len(host.slots) for host in hosts), settings=wish.settings())
-    if as_json:
-        typer.echo(json.dumps({"command": command, **plan.as_table()}, indent=1))
-        return
-    typer.echo(shlex.join(command))
-    print_plan(plan)
+    agents = {host.name: remote.command(host.name, AGENT) for host in hosts}
+    found = dry_run(
+        recipe,
+        hosts={host.name: len(host.slots) for host in hosts},
+        commands={**agents, "each rank": wish.command(wish.resume)},
+        out=wish.folder(recipe),
+        settings=wish.settings(),
+        environment=variables,
+        calibrate=calibrate,
+    )
+    show_dry_run(found, as_json=as_json)

@@ -6,11 +6,8 @@ python -m launch.estimates.measure FOLDER
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,11 +35,11 @@ DEFAULT_BUCKET = 500_000_000
 
 def main(folder: Path) -> None:
     """Do what ``task.json`` in a folder says, and write ``measured.json`` there, or ``failed.json``."""
-    from launch.calibrate import FAILED, FOUND, TASK
+    from launch.calibrate import FAILED, FOUND, TASK, end_with_the_parent
     from shards.errors import MatloomError
 
     began = time.perf_counter()
-    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
+    end_with_the_parent(folder)
     task = json.loads((folder / TASK).read_text())
     try:
         found = measure(task["recipe"], task["settings"], task["world"], task["steps"], folder, began)
@@ -60,6 +57,7 @@ def measure(
     """Train ``steps`` optimizer steps as rank 0 of ``world`` would, alone, and return the fields of a `Work`."""
     import torch
 
+    from pretrain.automatic import settings_for
     from pretrain.build import build
     from pretrain.config import parse_recipe
     from pretrain.engine import start_process_group
@@ -69,16 +67,20 @@ def measure(
     from pretrain.setup import noise_scales, open_on_all_ranks
 
     recipe = parse_recipe(tables, where="the calibration")
-    keys = {**recipe.deepspeed, **settings}
     _, _, device = start_process_group()
     dataset = open_on_all_ranks(recipe)
     fitted = fit(recipe, dataset)
     model = MultimodalModel(recipe, dataset.modalities, fitted)
-    plan = make_plan(recipe, dataset, model, world=world, settings=keys)
+    plan = make_plan(recipe, dataset, model, world=world, settings=settings)
+    keys, _ = settings_for(
+        recipe, settings, world=world, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps, device=device
+    )
+    # what they say of the batch is meant for all ranks, and settled by now
+    recipe = recipe.model_copy(update={"deepspeed": {}})
+    scales = noise_scales(recipe, dataset, {})
     parts = build(
-        recipe, dataset, fitted, noise_scales(recipe, dataset, {}), settings=settings, resumed=False, device=device,
-        report=lambda line: None,
-    )  # fmt: skip
+        recipe, dataset, fitted, scales, settings=keys, resumed=False, device=device, report=lambda line: None
+    )
     started = time.perf_counter() - began
     seen, batch, busy = _steps(recipe, parts, device, world, steps)
     found = {
@@ -201,7 +203,7 @@ def _of_embeddings(parts: Parts, batch: Batch, device: torch.device) -> dict[str
     with parts.engine.whole(), torch.no_grad():
         z, present = parts.model(batch)
         parts.model.eval()
-        evaluate = _median_seconds(lambda: parts.model.encode(batch), device, 3)
+        evaluate = _least_seconds(lambda: parts.model.encode(batch), device, 3)
         parts.model.train()
     rows = max(1, len(batch.ids))
 
@@ -220,18 +222,19 @@ def _of_embeddings(parts: Parts, batch: Batch, device: torch.device) -> dict[str
 
         return run
 
-    few, many = (_median_seconds(compare(world), device, 7) for world in (1, WIDER))
+    few, many = (_least_seconds(compare(world), device, 9) for world in (1, WIDER))
     return {"loss_per_column": max(0.0, many - few) / ((WIDER - 1) * rows), "evaluate": evaluate / rows}
 
 
-def _median_seconds(run: Callable[[], object], device: torch.device, times: int) -> float:
+def _least_seconds(run: Callable[[], object], device: torch.device, times: int) -> float:
+    """Return the shortest of several runs after a first: what takes milliseconds is at the mercy of others."""
     found = []
     for _ in range(times + 1):
         began = time.perf_counter()
         run()
         _wait(device)
         found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+    return min(found[1:])
 
 
 def _save_seconds(parts: Parts, fitted: Any, folder: Path) -> float:
@@ -256,14 +259,6 @@ def _wait(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _end_with_the_parent(folder: Path) -> None:
-    """Wait until the parent's end of the pipe closes, which it does whatever ends the parent, and leave nothing."""
-    # not sys.stdin: whoever reads that in a thread keeps the interpreter from ending
-    os.read(0, 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
 
 
 if __name__ == "__main__":
