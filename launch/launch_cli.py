@@ -6,6 +6,7 @@ import typer
 
 from launch.check_cli import launch_check
 from launch.estimate_cli import estimate
+from launch.plan_cli import plan
 from launch.run_cli import ResumeCommand, launch_run
 from launch.stage_cli import stage
 
@@ -14,3 +15,4 @@ launch_app.command("run", cls=ResumeCommand)(launch_run)
 launch_app.command("check")(launch_check)
 launch_app.command("estimate")(estimate)
 launch_app.command("stage")(stage)
+launch_app.command("plan")(plan)

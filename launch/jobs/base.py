@@ -205,6 +205,17 @@ exit "$code"
 """
 
 
+def seconds(time: str) -> int:
+    """Return seconds from SLURM's ``MIN``, ``MIN:S``, ``H:MIN:S``, ``D-H``, ``D-H:MIN`` or ``D-H:MIN:S``."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, left = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, left = {1: (0, *parts, 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + left
+
+
 def forgotten() -> str:
     """Return the lines that make the run's folder and forget how an earlier run ended."""
     return f'mkdir -p -- "$out"\nrm -f -- "$out/{PREEMPTED}"'

@@ -13,10 +13,15 @@ UNNAMED = {"OMPI_MCA_"}
 
 
 def render(job: Job) -> str:
-    """Return the script."""
+    """Return the script for a host from which mpirun reaches the others."""
     how = ["Run it on one host; mpirun reaches the others by ssh, or by the scheduler in whose allocation it stands."]
     if not job.hosts and job.nodes > 1:
         how.append("Elsewhere name the hosts: export OMPI_MCA_orte_default_hostfile=FILE, lines of 'NAME slots=RANKS'.")
+    return script(job, how)
+
+
+def script(job: Job, how: list[str]) -> str:
+    """Return the script, which says of itself how it is started."""
     mpirun = ["mpirun", "--bind-to", "none"]
     mpirun += ["--host", ",".join(f"{host}:{job.ranks_per_node}" for host in job.hosts)] if job.hosts else []
     once = [*mpirun, "-np", str(job.nodes), "--map-by", "ppr:1:node"]
