@@ -17,6 +17,7 @@ from launch.arguments import recipe_parser
 from launch.guard import guarded, leave
 from launch.hosts.environment import adopt_env_file
 from launch.launchers import refuse_missing_hostfile
+from launch.output import outlive_readers
 from launch.ranks import adopt_rank, meet
 from pretrain.signals import Signals
 
@@ -44,6 +45,7 @@ def train(options: argparse.Namespace) -> None:
     adopt_rank(local_rank=options.local_rank)
     # before the imports of the run, which take seconds
     signals = Signals().install()
+    outlive_readers(lambda: signals.request("nobody reads any more what this rank prints"))
     refuse_missing_hostfile(Path(__file__))
 
     from launch.profiles import deepspeed_settings

@@ -7,23 +7,43 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from pretrain.config import parse_recipe
+from shards.reader import Dataset
 from tests.distributed.ranks import ROOT, TIMEOUT_S, spawn
 from tests.distributed.runs import Workshop, mains
 from tests.launch.namespaces import Cluster, wait_for
+from tests.random_models import write_model
 
 pytestmark = pytest.mark.launch
 
 RECIPES = ROOT / "docs" / "examples" / "launch"
+Metrics = list[dict[str, float]]
+TUNE = """
+name = "tuned"
+model = "{model}"
+data = "{data}"
+target = "gap_ev"
+rows = [
+  {{ strategy = "mean", modalities = [] }},
+  {{ strategy = "full", modalities = ["a", "b"] }},
+]
+[head]
+kind = "regression"
+dropout = 0.0
+[optim]
+lr = 1e-2
+epochs = 3
+batch_size = 7
+"""
 # of the metrics, relative; the order in which gloo adds is all that may differ
 CLOSE = 1e-6
 
@@ -34,11 +54,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop
 
 
 @pytest.fixture(scope="module")
-def reference(shop: Workshop) -> dict[int, list[dict[str, float]]]:
+def reference(shop: Workshop) -> Metrics:
     """Metrics of two ranks of one host that no launcher has started."""
     ((code, told),) = shop.run(shop.arguments("reference"), world=2)
     assert code == 0, told
-    return {2: shop.metrics("reference")}
+    return shop.metrics("reference")
 
 
 @pytest.fixture
@@ -100,9 +120,6 @@ def close(metrics: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
     )
 
 
-Metrics = dict[int, list[dict[str, float]]]
-
-
 @pytest.mark.parametrize("filtered", ["", "--include node1:0@node2:1", "--exclude node1:0@node2:0"])
 def test_pdsh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str], filtered: str) -> None:
     out = f"pdsh{filtered.partition(' ')[0]}"
@@ -111,24 +128,137 @@ def test_pdsh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[st
         cluster, "pdsh.sh", {**env, "HOSTFILE": str(hosts), "FILTER": filtered, "OUT": str(shop.folder / out)}
     )
     assert "node2: " in told
-    assert close(shop.metrics(out), reference[2])
+    assert close(shop.metrics(out), reference)
 
 
 def test_openmpi(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
     del env["MASTER_ADDR"]
     finished(cluster, "openmpi.sh", {**env, "OUT": str(shop.folder / "openmpi")})
-    assert close(shop.metrics("openmpi"), reference[2])
+    assert close(shop.metrics("openmpi"), reference)
     assert not list((shop.folder / "openmpi").glob(".rendezvous-*"))
 
 
 def test_no_ssh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
     out = {"OUT": str(shop.folder / "no_ssh")}
     finished(cluster, "no_ssh.sh", *({**env, **out, "NODE_RANK": rank} for rank in "01"))
-    assert close(shop.metrics("no_ssh"), reference[2])
+    assert close(shop.metrics("no_ssh"), reference)
 
 
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_torchrun(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str], rendezvous: str) -> None:
     own = {"OUT": str(shop.folder / rendezvous), "NODES": "2", "RENDEZVOUS": rendezvous}
     finished(cluster, "torchrun.sh", *({**env, **own, "NODE_RANK": rank} for rank in "01"))
-    assert close(shop.metrics(rendezvous), reference[2])
+    assert close(shop.metrics(rendezvous), reference)
+
+
+def test_one_host(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
+    finished(cluster, "one_host.sh", {**env, "RANKS": "2", "OUT": str(shop.folder / "one_host")})
+    assert close(shop.metrics("one_host"), reference)
+
+
+@pytest.fixture(scope="module")
+def tuning(shop: Workshop, toy_folder: Path) -> Path:
+    """A recipe that fine-tunes an untrained model."""
+    recipe = parse_recipe(
+        {
+            "name": "toy",
+            "data": {"path": str(toy_folder), "batch_size": 16},
+            "modalities": {name: {"encoder": {"kind": "vector", "dim": 8}} for name in "ab"},
+            "projection": {"dim": 8},
+            "objective": {"kind": "anchored", "anchor": "a"},
+        },
+        where="test",
+    )
+    dataset = Dataset(toy_folder, list(recipe.modalities))
+    model = write_model(
+        shop.folder / "model", recipe, dataset, data_name="toy", data_contents=dataset.contents
+    )  # fmt: skip
+    path = shop.folder / "tune.toml"
+    path.write_text(TUNE.format(model=model, data=toy_folder))
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(shop: Workshop, tuning: Path) -> list[dict[str, Any]]:
+    """What two ranks of one host find that no launcher has started."""
+    job = ["--config", str(tuning), "--out", str(shop.folder / "tuned")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shop.environment().items():
+            patch.setenv(name, value)
+        (((code, told),), _) = spawn(mains, 2, str(shop.folder), [job], None, "finetune")
+    assert code == 0, told
+    return rows_of(shop.folder / "tuned")
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / "report" / "table.json").read_text())["rows"]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_accelerate(
+    cluster: Cluster, shop: Workshop, tuning: Path, table: list[dict[str, Any]], env: dict[str, str], machines: int
+) -> None:
+    out = shop.folder / f"tuned-{machines}"
+    own = {**env, "RECIPE": str(tuning), "RANKS": "2", "MACHINES": str(machines), "OUT": str(out)}
+    if machines == 1:
+        del own["MASTER_ADDR"]
+    finished(cluster, "accelerate.sh", *({**own, "MACHINE_RANK": str(rank)} for rank in range(machines)))
+    assert close(rows_of(out), table)
+
+
+@pytest.fixture
+def apart(cluster: Cluster) -> None:
+    """Let ``pkill`` on a host see that host's processes alone: DeepSpeed ends its launchers on all hosts by it."""
+    real = cluster.folder / "pkill"
+    if real.exists():
+        return
+    shutil.copy(Path(shutil.which("pkill") or pytest.skip("pkill is not installed")).resolve(), real)
+    wrapper = cluster.folder / "pkill.sh"
+    wrapper.write_text(f'#!/bin/sh\nexec {real} --ns $$ --nslist net "$@"\n')
+    wrapper.chmod(0o755)
+    for node in cluster.nodes:
+        assert node.run("mount", "--bind", wrapper, Path(shutil.which("pkill") or "").resolve()).returncode == 0
+
+
+def endless(cluster: Cluster, shop: Workshop, env: dict[str, str], out: str) -> Launch:
+    """A run by pdsh that goes on until it is stopped, and has come beyond its first checkpoint."""
+    options = ["--set", "optim.epochs=100000", "--set", "evaluation.every_epochs=100000"]
+    launch = Launch(cluster, "pdsh.sh", {**env, "OUT": str(shop.folder / out)}, options=options)
+    try:
+        wait_for(lambda: launch.processes[0].poll() is not None or shop.checkpoints(out))
+        assert launch.processes[0].poll() is None, launch.told()
+    except BaseException:
+        launch.__exit__()
+        raise
+    return launch
+
+
+def ranks_on(cluster: Cluster, number: int) -> list[psutil.Process]:
+    words = {process: process.cmdline() for process in cluster.nodes[number].processes()}
+    return [p for p, line in words.items() if "launch/pretrain.py" in line and "--local_rank=0" in line]
+
+
+def test_a_runner_that_is_asked_to_end_saves_on_all_hosts(
+    cluster: Cluster, shop: Workshop, env: dict[str, str], apart: None
+) -> None:
+    with endless(cluster, shop, env, "asked") as launch:
+        runner = next(p for p in cluster.nodes[0].processes() if "--hostfile" in p.cmdline())
+        runner.send_signal(signal.SIGTERM)
+        # DeepSpeed's own
+        assert launch.wait() == [1], launch.told()
+        wait_for(lambda: not cluster.strays())
+        preempted = json.loads((shop.folder / "asked" / "preempted.json").read_text())
+        assert preempted["step"] in shop.checkpoints("asked")
+        # that of DeepSpeed's launch.py, or the end of pdsh, whichever is noticed first
+        assert any(why in preempted["reason"] for why in ("SIGTERM to rank", "nobody reads", "death of the launcher"))
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_all(cluster: Cluster, shop: Workshop, env: dict[str, str], killed: int) -> None:
+    with endless(cluster, shop, env, f"killed-{killed}") as launch:
+        (rank,) = ranks_on(cluster, killed)
+        rank.kill()
+        assert launch.wait()[0] != 0
+        wait_for(lambda: not cluster.strays())
+        assert not (shop.folder / f"killed-{killed}" / "preempted.json").exists()

@@ -8,7 +8,7 @@
 # In the project's folder; all hosts see the data, the registry and OUT at the same path. --multi_gpu is what makes
 # accelerate start more than one process, without a GPU too; with --cpu it starts one, whatever --num_processes says.
 set -eu
-exec accelerate launch --multi_gpu --num_processes "${RANKS:-1}" --num_machines "${MACHINES:-1}" \
+exec accelerate launch --multi_gpu --num_processes "${RANKS:-2}" --num_machines "${MACHINES:-1}" \
     --machine_rank "${MACHINE_RANK:-0}" --main_process_ip "${MASTER_ADDR:-127.0.0.1}" \
     --main_process_port "${MASTER_PORT:-29500}" --mixed_precision no --dynamo_backend no \
     launch/finetune.py --config "${RECIPE:-recipes/demo-finetune.toml}" --out "${OUT:-runs/tuned}" "$@"
