@@ -180,20 +180,31 @@ def header(job: Job, how: Iterable[str]) -> str:
     )
 
 
-def waited(ask: str, why: str) -> str:
-    """Return the end of a script: waits for ``$pid``, and asks the run to save where a signal comes.
+def caught(ask: str, why: str) -> str:
+    """Return the lines, before the ranks are started, that ask them to save where a signal comes.
 
     Parameters
     ----------
     ask : str
-        The command that tells the ranks.
+        The command that tells the ranks of ``$pid``.
     why : str
         Why it is that one.
     """
-    return f"""\
+    return f"""
 # every signal means the same: save, and end; {why}
-asked=
-trap 'asked=1; {ask} || true' TERM USR1 INT HUP
+asked='' pid=''
+ask() {{ asked=1; if [ -n "$pid" ]; then {ask} || true; fi; }}
+trap ask TERM USR1 INT HUP
+"""
+
+
+def waited() -> str:
+    """Return the end of a script, which waits for what it has started in the background."""
+    return f"""\
+pid=$!
+# it may have come meanwhile
+if [ -n "$asked" ]; then ask; fi
+
 while true; do
     asked='' code=0
     wait "$pid" || code=$?

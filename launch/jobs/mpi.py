@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from launch.hosts.environment import NAMES, OWN, PREFIXES
-from launch.jobs.base import Job, forgotten, header, shell, staged, waited
+from launch.jobs.base import Job, caught, forgotten, header, shell, staged, waited
 from shards.staged import STAGE
 
 # mpirun passes its own on
@@ -33,13 +33,11 @@ def script(job: Job, how: list[str]) -> str:
             *exported(job),
             *staged(job, f'{shell(once)} \\\n    "${{exported[@]}}" \\\n    '),
             *([f"exported+=(-x {STAGE})"] if job.stage else []),
-            "",
+            caught('kill -s USR1 "$pid"', "mpirun passes USR1 on to the ranks, TERM would end them"),
             f"{shell(ranks)} \\",
             '    "${exported[@]}" \\',
             f"    {shell(job.rank_command())} &",
-            "pid=$!",
-            "",
-            waited('kill -s USR1 "$pid"', "mpirun passes USR1 on to the ranks, TERM would end them"),
+            waited(),
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.jobs.base import PORT, Job, forgotten, header, shell, staged, waited
+from launch.jobs.base import PORT, Job, caught, forgotten, header, shell, staged, waited
 
 
 def render(job: Job) -> str:
@@ -27,12 +27,10 @@ def render(job: Job) -> str:
             f": {address}",
             forgotten(),
             *staged(job),
-            "",
+            caught('pkill -USR1 -P "$pid"', "told to the ranks themselves, since torchrun would give them 30 s"),
             f"{shell(torchrun)} \\",
             f'    --rdzv-endpoint "$MASTER_ADDR:${{MASTER_PORT:-{PORT}}}" \\',
             f"    {shell(job.module())} &",
-            "pid=$!",
-            "",
-            waited('pkill -USR1 -P "$pid"', "told to the ranks themselves, since torchrun would give them 30 s"),
+            waited(),
         ]
     )

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from launch.guard import guarded
+from launch.jobs.base import KINDS, Job, remark, render, seconds, shell
+from launch.launch_cli import launch_app
+from shards.errors import ConfigError
+from tests.canaries import CANARIES, found_in
+
+ROOT = Path(__file__).resolve().parents[4]
+EXAMPLES = ROOT / "docs" / "examples" / "launch"
+SCRIPTS = ["mpi", "torchrun", "ssh", "kubernetes"]
+# what a command was called with, a file a call
+RECORD = """#!/bin/sh
+mkdir -p "$RECORD"
+printf '%s\\0' "$(basename "$0")" "$@" > "$RECORD/$(ls "$RECORD" | wc -l)"
+"""
+PAYLOADS = ["$(touch PWNED)", "`touch PWNED`", "'; touch PWNED; '", '"; touch PWNED; "', "\ntouch PWNED\n", "${IFS}",
+            "a b", "-x", "--set", "*", "~", "$HOME", "\\", "'\\''", "#", "&", "é ", "|touch PWNED",
+            "HOSTS\ntouch PWNED", "%n"]  # fmt: skip
+pieces = st.one_of(st.sampled_from(PAYLOADS), st.text(max_size=6))
+words = (
+    st.lists(pieces, min_size=1, max_size=4)
+    .map("".join)
+    .map(lambda text: re.sub(r"[\0/\ud800-\udfff]", "", text)[:40])
+    .filter(lambda text: text not in ("", ".", ".."))
+)
+# what `matloom launch plan` is told for each file of the docs
+PLANS = {
+    "plan_kubernetes.yaml": "--kubernetes --image registry.example.org/matloom:1 --claim matloom --gpus-per-node 8"
+    " --nodes 4 --time 1-00:00:00 --env-file run.env --stage /scratch/matloom",
+    "plan_mpi.sh": "--mpi --nodes 2 --ranks-per-node 4 --env-file run.env",
+    "plan_torchrun.sh": "--torchrun --hosts node1,node2 --ranks-per-node 4 --env-file run.env --stage /scratch/matloom",
+    "plan_ssh.sh": "--ssh --hosts node1,node2 --ranks-per-node 4 --env-file run.env",
+}
+
+
+def job(**more: Any) -> Job:
+    plain: dict[str, Any] = {
+        "recipe": Path("recipes/demo.toml"), "name": "demo", "folder": Path("/tmp"), "python": "python3",
+        "out": Path("runs/demo"), "nodes": 2, "ranks_per_node": 2, "hosts": ("node1", "node2"),
+        "image": "registry/matloom:1",
+    }  # fmt: skip
+    return Job(**{**plain, **more})
+
+
+def script(kind: str, planned: Job) -> str:
+    """The shell script of a kind of job."""
+    text = render(kind, planned)
+    return str(next(yaml.safe_load_all(text))["data"]["run.sh"]) if kind == "kubernetes" else text
+
+
+def run(text: str, folder: Path, stubs: dict[str, str], **env: str) -> tuple[int, list[list[str]]]:
+    """Run a script in which these commands are others; its exit code, and what they were called with."""
+    process, record = start(text, folder, stubs, **env)
+    process.communicate(timeout=60)
+    calls = sorted(record.iterdir()) if record.exists() else []
+    return process.returncode, [call.read_bytes().decode().split("\0")[:-1] for call in calls]
+
+
+def start(text: str, folder: Path, stubs: dict[str, str], **env: str) -> tuple[subprocess.Popen[bytes], Path]:
+    bin_, record = folder / "bin", folder / "record"
+    bin_.mkdir(exist_ok=True)
+    for name, content in stubs.items():
+        (bin_ / name).write_text(content)
+        (bin_ / name).chmod(0o755)
+    (folder / "job.sh").write_text(text)
+    variables = {"PATH": f"{bin_}:{os.environ['PATH']}", "HOME": str(folder), "RECORD": str(record), **env}
+    return subprocess.Popen(["bash", str(folder / "job.sh")], env=variables, cwd=folder, start_new_session=True), record
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+@given(recipe=words, out=words, override=words, env_file=words, stage=words)
+@settings(max_examples=20, deadline=None)
+@example(
+    recipe="$(touch PWNED).toml", out="\n'`touch PWNED`'\n", override="a=$(touch PWNED)", env_file="--", stage="-n x"
+)
+def test_nothing_that_a_user_writes_becomes_a_command(
+    kind: str, recipe: str, out: str, override: str, env_file: str, stage: str
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        project = folder / "it's $(touch PWNED) a `touch PWNED` folder"
+        project.mkdir()
+        planned = job(
+            recipe=Path(recipe), folder=project, out=Path(out), overrides=(override,), stage=folder / stage,
+            env_file=Path(env_file), name=recipe,
+        )  # fmt: skip
+        code, calls = run(script(kind, planned), folder, {"python3": RECORD, "mpirun": RECORD})
+        assert code == 0
+        assert not list(folder.rglob("PWNED"))
+        (rank,) = [call for call in calls if "launch.pretrain" in call or "run" in call]
+        safe = [f"./{path}" if path.startswith("-") else path for path in (recipe, out)]
+        expected = ["--set", override, "--out", safe[1], "--resume", "auto"]
+        at = rank.index("--out") - 2
+        assert rank[at : at + 6] == expected
+        assert safe[0] in rank
+        if kind != "ssh":
+            assert any(call[-1] != "" and str(folder / stage) in call and "stage" in call for call in calls)
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_what_a_wrong_quoting_would_do_is_noticed(kind: str, tmp_path: Path) -> None:
+    text = script(kind, job(recipe=Path("x$(touch PWNED)y"), folder=tmp_path))
+    assert "'x$(touch PWNED)y'" in text
+    run(text.replace("'x$(touch PWNED)y'", "x$(touch PWNED)y"), tmp_path, {"python3": RECORD, "mpirun": RECORD})
+    assert list(tmp_path.rglob("PWNED"))
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_a_comment_stays_a_comment(text: str) -> None:
+    assert all(line.startswith("#") for line in remark(text, f"x{text}").splitlines())
+
+
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_a_command_comes_out_of_the_shell_as_it_went_in(given_words: list[str]) -> None:
+    command = ["printf", "%s\\0", *given_words]
+    done = subprocess.run(["bash", "-c", shell(command)], capture_output=True, check=True)
+    assert done.stdout.decode() == "".join(f"{word}\0" for word in given_words)
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_scripts_are_good_shell(kind: str, tmp_path: Path) -> None:
+    text = script(kind, job(env_file=Path("run.env"), stage=Path("/scratch/x y"), overrides=("optim.lr=1e-3",)))
+    file = tmp_path / "job.sh"
+    file.write_text(text)
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    checker = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(ROOT / ".venv" / "bin"))
+    if checker is None:
+        pytest.skip("shellcheck is not installed: pip install -e .[dev]")
+    done = subprocess.run([checker, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# ranks that save when USR1 reaches them, and note how they were reached
+SAVING = """
+trap 'echo saved > "$OUT/preempted.json"; exit 75' USR1
+: > "$OUT/ready"
+while true; do sleep 0.02; done
+"""
+LAUNCHERS: dict[str, dict[str, str]] = {
+    "mpi": {"mpirun": f"#!/bin/sh\n{SAVING}"},
+    "kubernetes": {"mpirun": f"#!/bin/sh\n{SAVING}"},
+    # torchrun is the parent of its ranks, and ends with 1 whatever they end with
+    "torchrun": {"python3": "#!/bin/sh\nrank & wait $!; exit 1\n", "rank": f"#!/bin/sh\n{SAVING}"},
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("kind", LAUNCHERS)
+def test_a_signal_makes_the_ranks_save_and_the_script_end_with_75(kind: str, number: int, tmp_path: Path) -> None:
+    planned = job(folder=tmp_path, out=Path("run"))
+    out = tmp_path / "run"
+    process, _ = start(script(kind, planned), tmp_path, LAUNCHERS[kind], OUT=str(out))
+    wait_for(lambda: (out / "ready").exists())
+    process.send_signal(number)
+    assert process.wait(30) == 75
+    assert (out / "preempted.json").read_text() == "saved\n"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    import time
+
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("code", [0, 3, 70])
+def test_the_exit_code_is_that_of_the_ranks_and_an_old_one_is_forgotten(kind: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "preempted.json").touch()
+    stub = f"#!/bin/sh\nexit {code}\n"
+    found, _ = run(script(kind, job(folder=tmp_path, out=Path("run"))), tmp_path, {"mpirun": stub, "python3": stub})
+    assert found == code
+
+
+def test_mpirun_gets_names_and_never_a_value(tmp_path: Path) -> None:
+    code, calls = run(
+        script("mpi", job(folder=tmp_path, env=("MY_OWN",), stage=Path("/scratch"))), tmp_path, {"mpirun": RECORD},
+        **CANARIES, NCCL_DEBUG="INFO", MY_OWN="1", CUDA_VISIBLE_DEVICES="0", SHELLY="1", MATLOOM_STAGE="old",
+    )  # fmt: skip
+    assert code == 0
+    staging, ranks = calls
+    names = [after for word, after in itertools.pairwise(ranks) if word == "-x"]
+    assert {"MLFLOW_TRACKING_URI", "HF_TOKEN", "NCCL_DEBUG", "MY_OWN", "OMP_NUM_THREADS", "PATH"} <= set(names)
+    assert not {"CUDA_VISIBLE_DEVICES", "SHELLY", "GITHUB_TOKEN", "HOME"} & set(names)
+    assert len(set(names)) == len(names)
+    assert names.count("MATLOOM_STAGE") == 1
+    assert "MATLOOM_STAGE" not in staging
+    assert not found_in(str(calls))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_secret_of_the_environment_stands_in_a_job_file(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    text = render(kind, job(env_file=Path("/home/me/run.env"), env=("HF_TOKEN",), stage=Path("/scratch")))
+    assert not found_in(text)
+    assert "run.env" in text
+    assert "--resume" in text
+
+
+def test_kubeflows_own_models_know_every_field() -> None:
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install -e .[dev]")
+    planned = job(
+        env_file=Path("run.env"), stage=Path("/scratch"), gpus_per_node=8, cpus=4, time="2:00:00", claim="work"
+    )
+    config, runtime, train = yaml.safe_load_all(render("kubernetes", planned))
+    assert (config["kind"], runtime["kind"], train["kind"]) == ("ConfigMap", "TrainingRuntime", "TrainJob")
+    for document, model in (
+        (runtime, models.TrainerV1alpha1TrainingRuntime),
+        (train, models.TrainerV1alpha1TrainJob),
+    ):
+        # what they do not know they drop
+        assert model.from_dict(document).to_dict() == document
+    misspelt = {**train, "spec": {**train["spec"], "trainner": {}}}
+    assert models.TrainerV1alpha1TrainJob.from_dict(misspelt).to_dict() != misspelt
+
+
+def test_a_train_job_keeps_what_pods_lose() -> None:
+    planned = job(env_file=Path("run.env"), stage=Path("/scratch"), gpus_per_node=8, time="2:00:00", grace_s=300)
+    _, runtime, train = yaml.safe_load_all(render("kubernetes", planned))
+    assert train["spec"]["activeDeadlineSeconds"] == 7200
+    assert train["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    spec = runtime["spec"]["template"]["spec"]
+    assert spec["failurePolicy"]["maxRestarts"] == 3
+    for replicated in spec["replicatedJobs"]:
+        pod = replicated["template"]["spec"]["template"]["spec"]
+        assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 300)
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "matloom"}
+        assert volumes["shm"]["emptyDir"] == {"medium": "Memory"}
+        assert stat.S_IMODE(volumes["secrets"]["secret"]["defaultMode"]) == 0o400
+        (container,) = pod["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+        assert "env" not in container
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:05", 7205),
+        ("1-0", 86400),
+        ("1-2", 93600),
+        ("1-00:30", 88200),
+        ("0-00:00:09", 9),
+    ],
+)
+def test_times_are_slurms(time: str, expected: int) -> None:
+    assert seconds(time) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"partition": "a b"}, {"partition": "-x"}, {"account": "x\n#SBATCH --uid=0"}, {"image": "a;b"},
+        {"time": "soon"},
+        {"hosts": ("a", "$(x)")}, {"hosts": ("a",)}, {"env": ("A=B",)}, {"claim": "a'b"},
+    ],
+)  # fmt: skip
+def test_what_no_scheduler_takes_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        job(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["ssh", "kubernetes"])
+def test_what_a_kind_needs_is_asked_for(kind: str) -> None:
+    with pytest.raises(ConfigError, match="needs"):
+        render(kind, job(hosts=(), image=None))
+
+
+def planned_by(*options: str) -> str:
+    done = CliRunner().invoke(launch_app, ["plan", *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_files_of_the_docs_are_what_plan_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    place = ["recipes/demo.toml", "--folder", "/shared/matloom", "--python", "python3"]
+    assert (EXAMPLES / name).read_text() == planned_by(*place, *PLANS[name].split())
+
+
+def test_plan_writes_a_file_that_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "jobs" / "job.sh"
+    assert planned_by("recipes/demo.toml", "--torchrun", "--write", str(file)) == ""
+    assert os.access(file, os.X_OK)
+    assert file.read_text() == planned_by("recipes/demo.toml", "--torchrun")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--mpi", "--ssh"], "name one kind of job"),
+        ([], "name one kind of job"),
+        (["--mpi", "--set", "data.path=https://me:hunter2@host/x"], "a secret must not stand in a job file"),
+        (["--mpi", "--env", "HF_TOKEN=hunter2"], "names variables"),
+        (["--ssh"], "needs the names of the hosts"),
+        (["--mpi", "--set", "data.batch=1"], "batch"),
+    ],
+)
+def test_wrong_plans_are_users_errors(
+    options: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert guarded(lambda: launch_app(["plan", "recipes/demo.toml", *options], standalone_mode=False)) == 2
+    told = capsys.readouterr()
+    assert match in told.err
+    assert "hunter2" not in told.err + told.out
