@@ -29,7 +29,7 @@ SlurmctldHost=node1
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -50,7 +50,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 JobRequeue=1
-KillWait=8
+KillWait=20
 SlurmdTimeout=6
 SlurmctldTimeout=60
 TreeWidth=50
@@ -80,7 +80,8 @@ class Slurm:
         self.cluster, self.folder = cluster, folder
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         folder.chmod(0o755)
-        (folder / "state").mkdir()
+        for name in ("state", *(f"spool-{node.name}" for node in cluster.nodes)):
+            (folder / name).mkdir()
         nodes = [
             f"NodeName={node.name} NodeAddr={node.address} CPUs={CPUS} RealMemory=8000 Gres=gpu:{GPUS} State=UNKNOWN"
             for node in cluster.nodes
