@@ -56,7 +56,7 @@ def calibrate(recipe: Recipe, settings: Mapping[str, Any], *, world: int, here: 
         tables = {**recipe.model_dump(mode="json"), "data": _with_places(recipe)}
         task = {"recipe": tables, "settings": dict(settings), "world": world, "steps": steps}
         (Path(folder) / TASK).write_text(json.dumps(task))
-        _run([sys.executable, "-m", "launch.estimates.measure", folder], [_environment(here)], Path(folder))
+        _run([sys.executable, "-m", "launch.estimates.measure", folder], [_environment(here, folder)], Path(folder))
         return read_work(Path(folder) / FOUND)
 
 
@@ -68,13 +68,13 @@ def _with_places(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def _environment(here: int) -> dict[str, str]:
-    """Return that of a rank alone, with as many threads as one of ``here`` ranks gets."""
+def _environment(here: int, folder: str) -> dict[str, str]:
+    """Return that of a rank alone, with the threads that one of ``here`` ranks gets; what it leaves is in ``folder``."""
     place = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     mine = {name: value for name, value in os.environ.items() if name not in place}
     mine.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
     mine["PYTHONPATH"] = f"{ROOT}{os.pathsep}{mine.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    return mine
+    return {**mine, "TMPDIR": folder}
 
 
 def measure_link() -> Link:
@@ -84,7 +84,9 @@ def measure_link() -> Link:
 
     with tempfile.TemporaryDirectory(prefix="matloom-calibrate-") as folder:
         meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [{**_environment(2), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        ranks = [
+            {**_environment(2, folder), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)
+        ]
         _run([sys.executable, "-m", "launch.estimates.links", folder], ranks, Path(folder))
         found = json.loads((Path(folder) / FOUND).read_text())
     return Link(latency=f"{found['latency']!r} s", bandwidth=f"{found['bandwidth']!r} B/s")
