@@ -92,7 +92,8 @@ class Node:
         # holds the namespaces
         self.anchor = subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "--propagation", "private", "sh", "-c",
-             f"hostname {name}; mount --bind {cluster.folder}/hosts /etc/hosts; exec sleep infinity"],
+             f"hostname {name}; mount --bind {cluster.folder}/resolv.conf /etc/resolv.conf; "
+             f"mount --bind {cluster.folder}/hosts /etc/hosts; exec sleep infinity"],
             start_new_session=True,
         )  # fmt: skip
         wait_for(lambda: self.run("hostname").stdout.strip() == name and self._has_hosts())
@@ -218,6 +219,8 @@ class Cluster:
             self._network()
             addresses = {f"node{i}": f"{self.prefix}.{i}" for i in range(1, count + 1)}
             lines = ["127.0.0.1 localhost", f"{self.gateway} gateway"]
+            # no name server: asking one that does not answer takes 10 s each time that torch wants a client's name
+            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
             (folder / "hosts").write_text("\n".join([*lines, *(f"{a} {n}" for n, a in addresses.items()), ""]))
             for key in ("key", "host_key"):
                 sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key)
