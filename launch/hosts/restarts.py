@@ -16,7 +16,7 @@ from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Events, Link, connect
 from launch.hosts.remote import Remote
-from pretrain.signals import PREEMPTED, Preempted
+from pretrain.signals import PREEMPTED
 from shards.errors import HostError, MatloomError
 
 EXIT_HANG = 7
@@ -150,9 +150,12 @@ class Run:
 
 
 def mendable(outcome: Outcome) -> bool:
-    """Say whether another attempt may do better: a rank was killed, hung or broke, or a host was lost."""
+    """Say whether another attempt may do better: a rank was killed, hung or broke, or a host was lost.
+
+    Where the ranks of a lost host still lived, all have saved; nobody had asked them to end.
+    """
     code = outcome.code
-    return not outcome.refused and code != Preempted.exit_code and (code in MENDABLE or code > 128)
+    return not outcome.refused and (bool(outcome.lost) or code in MENDABLE or code > 128)
 
 
 def new_logs(out: Path) -> Path:
