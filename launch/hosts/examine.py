@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -38,7 +39,7 @@ class Door:
         try:
             self.server = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=1024)
         except OSError as error:
-            raise OSError(f"{error.strerror}{_holder(port)}") from None
+            raise OSError(f"{os.strerror(error.errno or 0)}{_holder(port)}") from None
         threading.Thread(target=self._welcome, args=(self.server, token.encode()), daemon=True).start()
         return int(self.server.getsockname()[1])
 

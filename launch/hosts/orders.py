@@ -27,18 +27,36 @@ MOST_AT_ONCE = 256
 
 
 def serve(orders: Mapping[str, Callable[..., Any]]) -> None:
-    """Carry out orders until standard input ends."""
+    """Carry out orders; the process ends with its standard input, whatever it is at."""
     # whatever libraries print must not get between the answers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    for line in sys.stdin:
-        request = json.loads(line)
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_hear, args=(requests,), daemon=True).start()
+    while True:
+        request = json.loads(requests.get())
         try:
             answer = {"answer": orders[request.pop("order")](**request)}
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {lines[0]}"}
         answers.write(json.dumps(answer) + "\n")
+
+
+def _hear(requests: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    # nobody waits for an answer any more, which may never come: a file system hangs, a host does not reply
+    os._exit(0)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Return an answer; nothing for the greeting of a shell."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 class Listener:
@@ -81,13 +99,11 @@ class Listener:
                 ) from None
             if line is None:
                 raise self._ended()
-            # a shell there may have a greeting of its own
-            with suppress(ValueError):
-                answer = json.loads(line)
-                if isinstance(answer, dict) and "error" in answer:
-                    raise HostError(str(answer["error"]), where=self.host)
-                if isinstance(answer, dict) and "answer" in answer:
-                    return answer["answer"]
+            answer = _parsed(line)
+            if "error" in answer:
+                raise HostError(str(answer["error"]), where=self.host)
+            if "answer" in answer:
+                return answer["answer"]
 
     def close(self) -> None:
         """End the process."""
@@ -149,6 +165,13 @@ def ask_all(
             return error
 
     with ThreadPoolExecutor(min(len(listeners), MOST_AT_ONCE) or 1) as pool:
-        found = dict(zip((listener.host for listener in listeners), pool.map(one, range(len(listeners))), strict=True))
+        try:
+            answers = list(pool.map(one, range(len(listeners))))
+        except BaseException:
+            # Ctrl-C: the threads would go on to wait, and this process for them
+            for listener in listeners:
+                listener.process.kill()
+            raise
+    found = dict(zip((listener.host for listener in listeners), answers, strict=True))
     errors = {host: answer for host, answer in found.items() if isinstance(answer, HostError)}
     return {host: answer for host, answer in found.items() if host not in errors}, errors

@@ -117,8 +117,10 @@ def preflight(
         if hosts[0].name in facts:
             port, found = _connected(up, _address(hosts, request), request)
             findings += found
-    ready = not any(finding.status == "failed" and finding.name in ("host", "port", "network") for finding in findings)
-    if len(hosts) > 1 and ready:
+    if len(hosts) > 1 and any(finding.status == "failed" for finding in findings):
+        # it would fail for the same reasons, and take its time
+        findings.append(Finding("collective", "warning", "not tried, as other checks failed", "mend those first"))
+    elif len(hosts) > 1:
         report("one rank a host adds up tensors for a second")
         findings += _collective(remote, hosts, request, port, facts)
     return findings
