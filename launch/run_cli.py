@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from launch.start import HERE
 if TYPE_CHECKING:
     from launch.hosts.controller import Job
     from launch.hosts.hostfile import Host
+    from launch.hosts.preflight import Request
     from launch.hosts.remote import Remote
     from launch.hosts.restarts import Elastic
     from pretrain.config import Recipe
@@ -110,6 +111,20 @@ class Wish:
         file = self.settings_file()
         return read_settings(file) if file else {}
 
+    def request(self, recipe: Recipe, environment: Mapping[str, str], address: str | None, port: int) -> Request:
+        """Return what the hosts must be ready for."""
+        from launch.hosts.preflight import Request, places
+
+        return Request(
+            self.config,
+            self.folder(recipe),
+            places(recipe.data),
+            deepspeed_config=self.settings_file(),
+            address=address,
+            port=port,
+            environment=environment,
+        )
+
 
 def launch_run(
     config: Config,
@@ -133,6 +148,9 @@ def launch_run(
         Path | None, typer.Option(help="NAME=VALUE lines for the ranks; of mode 600 where one is a secret.")
     ] = None,
     check: Annotated[bool, typer.Option(help="Look first whether all hosts are ready: same code, data, ports.")] = True,
+    stage: Annotated[
+        Path | None, typer.Option(help="Folder on every host's own disk that gets verified copies of the data first.")
+    ] = None,
     host_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a word until a host is lost.")] = 30,
     grace: Grace = 60,
     dry_run: DryRun = False,
@@ -147,9 +165,9 @@ def launch_run(
 
     wish = Wish(config, set_, out, resume, deepspeed_config)
     recipe = wish.recipe()
-    hosts = _hosts(hostfile, include, exclude)
-    _refuse_contradictions(hosts, master_addr, min_hosts, max_hosts)
-    variables, remote = for_ranks(env, env_file), Remote.by(ssh)
+    hosts = chosen_hosts(hostfile, include, exclude)
+    refuse_contradictions(hosts, master_addr, min_hosts, max_hosts)
+    variables, remote = for_ranks(env, env_file), Remote.by(ssh, host_timeout)
     if dry_run:
         _plan(wish, recipe, hosts[: max_hosts or None], variables, remote, calibrate, as_json=as_json)
         return
@@ -164,6 +182,8 @@ def launch_run(
     )
     if check:
         _check(hosts[: max_hosts or None], job, wish, recipe, remote)
+    if stage:
+        job = replace(job, environment={**variables, **_staged(remote, hosts, recipe, stage, variables)})
     raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts)))
 
 
@@ -199,21 +219,24 @@ def pretrain(
 def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: Remote) -> None:
     """Raise `HostError` where the hosts are not ready; say what may go wrong."""
     from launch.findings import as_lines, refuse
-    from launch.hosts.preflight import Request, places, preflight
+    from launch.hosts.preflight import preflight
 
-    request = Request(
-        wish.config,
-        job.out,
-        places(recipe.data),
-        deepspeed_config=wish.settings_file(),
-        address=job.address,
-        port=job.port,
-        environment=job.environment,
-    )
+    request = wish.request(recipe, job.environment, job.address, job.port)
     findings = preflight(remote, hosts, request)
     for line in as_lines([finding for finding in findings if finding.status == "warning"]):
         typer.echo(line, err=True)
     refuse(findings)
+
+
+def _staged(
+    remote: Remote, hosts: Sequence[Host], recipe: Recipe, folder: Path, variables: Mapping[str, str]
+) -> dict[str, str]:
+    """Bring the data to the disk of every host, spare ones too; returns what tells the ranks."""
+    from launch.hosts.redaction import Redactor
+    from launch.hosts.staging import stage
+
+    redact = Redactor({**os.environ, **variables})
+    return stage(remote, hosts, recipe, folder, lambda line: typer.echo(redact(line), err=True), variables)
 
 
 def _run(hosts: Sequence[Host], job: Job, wish: Wish, remote: Remote, elastic: Elastic) -> int:
@@ -233,13 +256,15 @@ def _this_host(ranks: int) -> list[Host]:
     return [Host("localhost", tuple(range(ranks or ranks_here(most_on_cpu=1))))]
 
 
-def _hosts(hostfile: Path | None, include: str, exclude: str) -> list[Host]:
+def chosen_hosts(hostfile: Path | None, include: str, exclude: str) -> list[Host]:
+    """Return the hosts that the options name; this one without a hostfile."""
     from launch.hosts.hostfile import filtered, read_hostfile
 
     return filtered(read_hostfile(hostfile) if hostfile else _this_host(0), include, exclude)
 
 
-def _refuse_contradictions(hosts: Sequence[Host], address: str | None, least: int, most: int) -> None:
+def refuse_contradictions(hosts: Sequence[Host], address: str | None, least: int = 0, most: int = 0) -> None:
+    """Raise `ConfigError` where options and hosts do not go together."""
     from shards.errors import ConfigError
 
     if least > len(hosts) or (most and least > most):

@@ -249,7 +249,8 @@ class Attempt:
         if link.ranks:
             self.outcome.lost[link.host.name] = why
             if not link.local:
-                quiet = link.heard + self.job.host_timeout_s + self.job.grace_s + ORPHANS_S
+                # it may have heard this process until now, though this one has not heard it for long
+                quiet = time.monotonic() + self.job.host_timeout_s + self.job.grace_s + ORPHANS_S
                 self.outcome.quiet_at = max(self.outcome.quiet_at, quiet)
             self.show(f"matloom: host {link.host.name} is lost: {why}", True)
             self._end(self.job.grace_s)

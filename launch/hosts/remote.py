@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import socket
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # never ask for a password, and notice a host that is away before TCP does
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
+ALIVE_S = 5
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"ServerAliveInterval={ALIVE_S}")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,10 +33,13 @@ class Remote:
         self.ssh = list(ssh)
 
     @classmethod
-    def by(cls, command: str) -> Remote:
-        """Return one for a command line like ``ssh -F config``, which gets the options of `SSH` unless it has them."""
+    def by(cls, command: str, silence_s: float = 0.0) -> Remote:
+        """Return one for a command line like ``ssh -F config``, which gets the options of `SSH` unless it has them.
+
+        By itself ssh gives a host up that is silent for 15 s; it does not before ``silence_s``.
+        """
         words = shlex.split(command)
-        return cls([*words, *SSH[1:]])
+        return cls([*words, *SSH[1:], "-o", f"ServerAliveCountMax={max(3, math.ceil(silence_s / ALIVE_S) + 1)}"])
 
     def command(self, host: str, module: str) -> list[str]:
         """Return the command that runs a module of this project on a host."""

@@ -97,6 +97,8 @@ class Run:
                     break
                 if number < self.elastic.restarts:
                     self._await_lost(outcome)
+                elif number:
+                    self.show(f"matloom: given up after {number} restart{'s' if number > 1 else ''}", True)
         return outcome.code
 
     def _attempt(self, links: list[Link], number: int) -> Outcome:
