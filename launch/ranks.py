@@ -86,7 +86,8 @@ def meet(folder: Path, environment: Environment | None = None) -> None:
     if "RANK" not in env:
         return
     world = int(env["WORLD_SIZE"])
-    across = world > int(env.get("LOCAL_WORLD_SIZE", world))
+    # a launcher that does not say may have put one on each host
+    across = world > int(env.get("LOCAL_WORLD_SIZE", "1"))
     timeout_s = _seconds(env)
     if not env.get("MASTER_ADDR"):
         if world == 1:

@@ -151,6 +151,25 @@ def test_torchrun(cluster: Cluster, shop: Workshop, reference: Metrics, env: dic
     assert close(shop.metrics(rendezvous), reference)
 
 
+def test_hosts_whose_own_names_mean_themselves_alone(
+    cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]
+) -> None:
+    """As Debian installs them: gloo by itself would take 127.0.1.1 for the address of each host, and wait for ever."""
+    names = (cluster.folder / "hosts").read_text()
+    for node in cluster.nodes:
+        file = cluster.folder / f"{node.name}.hosts"
+        file.write_text(names.replace(f"{node.address} {node.name}\n", f"127.0.1.1 {node.name}\n"))
+        assert node.run("mount", "--bind", file, "/etc/hosts").returncode == 0
+        assert node.run("hostname", "-i").stdout.strip() == "127.0.1.1"
+    try:
+        own = {**env, "OUT": str(shop.folder / "debian"), "NODES": "2", "MASTER_ADDR": cluster.nodes[0].address}
+        finished(cluster, "torchrun.sh", *({**own, "NODE_RANK": rank} for rank in "01"))
+    finally:
+        for node in cluster.nodes:
+            node.run("umount", "/etc/hosts")
+    assert close(shop.metrics("debian"), reference)
+
+
 def test_one_host(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
     finished(cluster, "one_host.sh", {**env, "RANKS": "2", "OUT": str(shop.folder / "one_host")})
     assert close(shop.metrics("one_host"), reference)
@@ -205,6 +224,25 @@ def test_accelerate(
         del own["MASTER_ADDR"]
     finished(cluster, "accelerate.sh", *({**own, "MACHINE_RANK": str(rank)} for rank in range(machines)))
     assert close(rows_of(out), table)
+
+
+@pytest.mark.parametrize(
+    ("script", "hosts", "code"),
+    [("pdsh.sh", 1, 2), ("openmpi.sh", 1, 2), ("no_ssh.sh", 2, 2), ("torchrun.sh", 2, 1), ("accelerate.sh", 1, 1)],
+)
+def test_how_a_wrong_recipe_ends(
+    cluster: Cluster, shop: Workshop, env: dict[str, str], script: str, hosts: int, code: int
+) -> None:
+    """The ranks end with 2; torchrun, and accelerate which runs it, end with 1 all the same."""
+    own = {"OUT": str(shop.folder / f"wrong-{script}"), "NODES": "2", "MACHINES": "1"}
+    options = ["--set", "optim.lr=-1"]
+    if hosts == 1:
+        del env["MASTER_ADDR"]
+    with Launch(cluster, script, *({**env, **own, "NODE_RANK": str(n)} for n in range(hosts)), options=options) as run:
+        # a launcher may be ended by the other host's before its own ranks have failed
+        assert code in run.wait(), run.told()
+        wait_for(lambda: not cluster.strays())
+        assert "optim.lr" in run.told()
 
 
 @pytest.fixture
