@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from pretrain.config import OptimConfig
 from pretrain.export import contiguous
 from pretrain.gather import mean_over_ranks
 from pretrain.gradients import GradientNorms
+from pretrain.meeting import meeting
 from pretrain.model import MultimodalModel
 from pretrain.optimizer import accumulation, learning_rate, parameter_groups
 from pretrain.ports import free_port
@@ -37,7 +37,7 @@ from pretrain.settings import check_settings, offloads, refused, zero_stage
 from pretrain.spans import span
 from pretrain.universal import TAG, Origin, universal
 from shards.batch import Batch
-from shards.errors import CheckpointError, HostError
+from shards.errors import CheckpointError
 from shards.sealed import flush
 
 REST, SCALE = "rest.safetensors", "scale.json"
@@ -69,26 +69,11 @@ def start_process_group() -> tuple[int, int, torch.device]:
             # else the first start compiles shared-memory collectives for one to three minutes, and a build that
             # was killed leaves a lock on which later runs hang; gloo does without
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        with _meeting():
+        with meeting():
             backend = "nccl" if cuda else "gloo"
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return dist.get_rank(), dist.get_world_size(), device
-
-
-@contextmanager
-def _meeting() -> Iterator[None]:
-    """Turn torch's errors about ranks that do not find each other into a `HostError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise HostError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot meet the others at {place}",
-            where=socket.gethostname(),
-            why=str(error).partition("\n")[0],
-            do="another --master_port where it is taken; else see that all ranks start, and reach the first host",
-        ) from None
 
 
 class Engine:
