@@ -6,17 +6,17 @@ import contextlib
 import math
 import re
 import signal
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.ranks import ROOT, TIMEOUT_S
 from tests.distributed.runs import Workshop
 from tests.launch.namespaces import Cluster, wait_for
 
 pytestmark = pytest.mark.launch
+SCRIPT = ROOT / "docs" / "examples" / "launch" / "run.sh"
 # long enough that a fault comes before the end
 EPOCHS, SAVE = 20, 10
 ENDLESS = ("--set", "optim.epochs=2000")
@@ -56,11 +56,11 @@ class Command:
         lines = [f"{cluster.nodes[number].name} slots={slots}\n" for number in order]
         hosts = shop.folder / f"{out}.hosts"
         hosts.write_text(hostfile or "".join(lines))
-        words = [
-            sys.executable, "-m", "launch.cli", "launch", "run", shop.recipe, "--out", self.out,
-            "--hostfile", hosts, "--ssh", f"ssh -F {cluster.folder}/ssh_config", *options,
-        ]  # fmt: skip
-        self.process = cluster.nodes[0].popen(*words, log=self.log, env=shop.environment())
+        env = {
+            **shop.environment(), "RECIPE": str(shop.recipe), "OUT": str(self.out), "HOSTFILE": str(hosts),
+            "SSH": f"ssh -F {cluster.folder}/ssh_config",
+        }  # fmt: skip
+        self.process = cluster.nodes[0].popen(SCRIPT, *options, log=self.log, env=env)
 
     def __enter__(self) -> Command:
         return self
