@@ -1,0 +1,194 @@
+"""What a run makes of faults by itself: how often it starts again, on which hosts, and that a lost host is fenced."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.distributed import held
+from tests.distributed.runs import Workshop
+from tests.launch.faulty import GRACE_S, HANG_S, LOST_S, WHOLE_S, Launched, attempts, counted, whole_checkpoints
+from tests.launch.namespaces import Cluster, wait_for
+from tests.launch.test_preflight import sshd
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
+    shop = held.held_shop(tmp_path_factory.mktemp("restarts"), toy_folder)
+    # each rank draws its own: the only thing that the number of ranks changes
+    shop.recipe.write_text(re.sub("dropout = .*", "dropout = 0.0", shop.recipe.read_text()))
+    return shop
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> Iterator[str]:
+    """A run that nobody disturbs, of two ranks that a test has forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in held.environment(shop, "whole").items():
+            patch.setenv(variable, value)
+        held.finished(shop, shop.arguments("whole"))
+    return "whole"
+
+
+def close(shop: Workshop, out: str, reference: str) -> bool:
+    """Whether a run learned the same from the same samples; the order of sums is that of its ranks."""
+    found, expected = shop.metrics(out), shop.metrics(reference)
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    return all(
+        math.isclose(mine["loss"], theirs["loss"], rel_tol=1e-5)
+        for mine, theirs in zip(found, expected, strict=True)
+        if "loss" in mine
+    )
+
+
+def again(run: Launched, *ranks: int) -> None:
+    """Return once the ranks of a new attempt wait."""
+    run.reached(*ranks)
+    for marker in run.hold.folder.glob("reached-*"):
+        marker.unlink()
+
+
+def ranks_of(run: Launched, node: int) -> list[int]:
+    found = []
+    for process in run.cluster.nodes[node].processes():
+        with contextlib.suppress(psutil.Error):
+            if "-u" in process.cmdline() and "RANK" in process.environ():
+                found.append(process.pid)
+    return found
+
+
+def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
+    cluster: Cluster, shop: Workshop, whole: str
+) -> None:
+    """Else two attempts would write into one folder. Its rank waits for ever, so that only its agent can end it."""
+    with counted(fault="link down, restart", how="its cable is cut", expected=0) as row:
+        with Launched(cluster, shop, "fenced", "--restarts", 1) as run:
+            again(run)
+            cluster.nodes[1].wire(up=False)
+            wait_for(lambda: "attempt 2 of 2" in run.told(), 2 * LOST_S + WHOLE_S)
+            assert ranks_of(run, 1) == []
+            run.hold.release(0)
+            row["code"] = run.end(WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 0, run.told()
+        assert "host node2 is lost" in run.told() and "on node1\n" in run.told()
+        assert attempts(shop, "fenced") == [2, 1] and whole_checkpoints(shop, "fenced")
+        assert close(shop, "fenced", whole)
+
+
+@pytest.mark.slow
+def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Workshop, whole: str) -> None:
+    node = cluster.nodes[1]
+    with counted(fault="a host dies and comes back, restarts", how="SIGKILL to everything", expected=0) as row:
+        with Launched(cluster, shop, "back", "--restarts", 2) as run:
+            again(run)
+            node.stop_sshd()
+            node.kill_all()
+            again(run, 0)
+            node.start_sshd()
+            run.rank(0).kill()
+            again(run)
+            run.hold.release()
+            row["code"] = run.end(WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 0, run.told()
+        assert attempts(shop, "back") == [2, 1, 2]
+        assert close(shop, "back", whole)
+
+
+@pytest.mark.slow
+def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
+    with counted(fault="fewer hosts than --min-hosts", how="a host dies for good", expected=8) as row:
+        with Launched(cluster, shop, "few", "--restarts", 3, "--min-hosts", 2) as run:
+            again(run)
+            cluster.nodes[1].stop_sshd()
+            cluster.nodes[1].kill_all()
+            row["code"] = run.end(2 * LOST_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 8, run.told()
+        assert "1 of the 2 hosts that the run needs answer" in run.told() and "where: node2" in run.told()
+        assert whole_checkpoints(shop, "few") == [held.SAVE]
+
+
+def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Workshop) -> None:
+    with counted(fault="a crash in every attempt", how="SIGKILL to a rank in step 8, each time", expected=137) as row:
+        with Launched(cluster, shop, "repeats", "--restarts", 1) as run:
+            for _ in range(2):
+                again(run)
+                run.rank(1).kill()
+                run.rank(0).kill()
+            row["code"] = run.end(GRACE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 137, run.told()
+        assert "given up after 1 restart\n" in run.told() and attempts(shop, "repeats") == [2, 2]
+        assert whole_checkpoints(shop, "repeats") == [held.SAVE]
+
+
+@pytest.mark.slow
+def test_a_hang_is_restarted(cluster: Cluster, shop: Workshop, whole: str) -> None:
+    with counted(fault="a rank stopped, restart", how="SIGSTOP", expected=0) as row:
+        with Launched(cluster, shop, "hangs", "--restarts", 1, "--set", f"guards.hang_timeout_s={HANG_S}") as run:
+            again(run)
+            run.rank(1).suspend()
+            run.hold.release()
+            row["code"] = run.end(HANG_S + 10 + LOST_S + WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 0, run.told()
+        assert "rank 1 of 2 hangs in step 8" in run.told() and attempts(shop, "hangs") == [2, 2]
+        assert shop.same("hangs", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "out", "option"),
+    [
+        (2, "recipe", "objective.anchor=nobody"),
+        (3, "data", "data.path=/nowhere"),
+        (4, "whole", "seed=5"),
+        (6, "diverged", "optim.lr=1e30"),
+    ],
+)
+def test_what_no_other_attempt_mends_is_tried_once(
+    cluster: Cluster, shop: Workshop, whole: str, code: int, out: str, option: str
+) -> None:
+    with counted(fault=f"exit code {code}", how=f"--set {option}", expected=code) as row:
+        with Launched(cluster, shop, out, "--restarts", 2, "--set", option, phase="-") as run:
+            row["code"] = run.end(WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == code, run.told()
+        assert "attempt 2" not in run.told()
+
+
+@pytest.mark.slow
+def test_an_outage_shorter_than_the_time_out_is_lived_through(cluster: Cluster, shop: Workshop, whole: str) -> None:
+    """Also one that is longer than the 15 s after which ssh gives up by itself."""
+    with counted(fault="link down for 20 s of 60", how="its cable is cut, and mended", expected=0) as row:
+        with (
+            sshd(cluster.nodes[1], "ClientAliveInterval 0\n"),
+            Launched(cluster, shop, "outage", "--restarts", 0, "--host-timeout", 60) as run,
+        ):
+            again(run)
+            cluster.nodes[1].wire(up=False)
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: run.process.poll() is not None, 20)
+            cluster.nodes[1].mend()
+            run.hold.release()
+            row["code"] = run.end(WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+        assert row["code"] == 0, run.told()
+        assert shop.same("outage", whole)
