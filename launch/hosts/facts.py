@@ -9,7 +9,7 @@ import resource
 import shutil
 import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -128,9 +128,16 @@ def machine() -> dict[str, Any]:
 
 
 def everything(
-    files: Sequence[str], data: Sequence[str], out: str, token: str, sign: str, names: Sequence[str]
+    files: Sequence[str],
+    data: Sequence[str],
+    out: str,
+    token: str,
+    sign: str,
+    names: Sequence[str],
+    environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return all that a host finds of itself before a run."""
+    """Return all that a host finds of itself before a run, with the variables of the ranks: where the cache is, say."""
+    os.environ.update(environment)
     from launch.hosts.accelerators import accelerators
 
     return {

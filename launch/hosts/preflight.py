@@ -107,6 +107,7 @@ def preflight(
             facts, errors = ask_all(
                 listeners, "examine", request.timeout_s, files=list(request.files), data=list(request.data),
                 out=str(request.out), token=token, sign=sign, names=_names(hosts, request),
+                environment=dict(request.environment),
             )  # fmt: skip
         findings += _unreachable(errors)
         up = [listener for listener in listeners if listener.host in facts]
