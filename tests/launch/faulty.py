@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from launch.hosts.agent import ORPHANS_S
 from pretrain.ports import free_port
@@ -110,7 +111,12 @@ class Launched:
 
     def rank(self, number: int) -> psutil.Process:
         """Return the process of a rank."""
-        return self._find(lambda process: process.environ().get("RANK") == str(number) and SCRIPT_WORDS(process))
+        return self._find(lambda process: is_rank(process) and process.environ()["RANK"] == str(number))
+
+    def ranks(self, *nodes: int) -> list[int]:
+        """Return the pids of the ranks of some hosts, all by default."""
+        chosen = [self.cluster.nodes[number] for number in nodes or range(len(self.cluster.nodes))]
+        return [process.pid for node in chosen for process in node.processes() if is_rank(process)]
 
     def agent(self, node: int) -> psutil.Process:
         """Return the agent of a host."""
@@ -143,9 +149,11 @@ class Launched:
             stack.pop_all()
 
 
-def SCRIPT_WORDS(process: psutil.Process) -> bool:  # noqa: N802
+def is_rank(process: psutil.Process) -> bool:
     """Whether a process is a rank itself."""
-    return str(SCRIPT) in process.cmdline() and "-u" in process.cmdline()
+    with contextlib.suppress(psutil.Error):
+        return str(SCRIPT) in process.cmdline() and "-u" in process.cmdline() and "RANK" in process.environ()
+    return False
 
 
 def whole_checkpoints(shop: Workshop, out: str) -> list[int]:
@@ -172,3 +180,32 @@ def counted(**row: object) -> Iterator[dict[str, Any]]:
         if os.environ.get(TABLE):
             with Path(os.environ[TABLE]).open("a") as file:
                 file.write(json.dumps(told) + "\n")
+
+
+def finished(shop: Workshop, out: str, *options: str) -> None:
+    """Run to the end, or go on to it, in two ranks that this process forks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in held.environment(shop, out).items():
+            patch.setenv(variable, value)
+        held.finished(shop, shop.arguments(out, *options))
+
+
+def reference(shop: Workshop) -> str:
+    """Make a run that nobody disturbs, and return its name."""
+    finished(shop, "whole")
+    return "whole"
+
+
+def resumed(cluster: Cluster, shop: Workshop, out: str, reference: str, *, relaunch: bool) -> None:
+    """Let a run go on with ``--resume auto``; in the end it must have learned what the reference has.
+
+    By the same command, or, which is quicker, in forked ranks.
+    """
+    if relaunch:
+        with Launched(cluster, shop, out, "--resume", "auto", phase="-") as run:
+            assert run.end(WHOLE_S) == 0, run.told()
+            run.alone()
+    else:
+        finished(shop, out, "--resume", "auto")
+    assert shop.same(out, reference)
+    assert whole_checkpoints(shop, out) and not list((shop.folder / out / "checkpoints").glob(".step-*"))

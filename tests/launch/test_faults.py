@@ -26,6 +26,8 @@ from tests.launch.faulty import (
     WHOLE_S,
     Launched,
     counted,
+    reference,
+    resumed,
     whole_checkpoints,
 )
 from tests.launch.namespaces import Cluster, hosts
@@ -58,16 +60,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, shop: Workshop) -> Iterator[C
 
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> str:
-    """A run that nobody disturbs, of two ranks that a test has forked."""
-    finished(shop, "whole")
-    return "whole"
-
-
-def finished(shop: Workshop, out: str, *options: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in held.environment(shop, out).items():
-            patch.setenv(variable, value)
-        held.finished(shop, shop.arguments(out, *options))
+    return reference(shop)
 
 
 @dataclass(frozen=True)
@@ -178,21 +171,6 @@ def name(fault: Fault) -> str:
 
 def marked(faults: list[Fault]) -> list[object]:
     return [pytest.param(f, id=name(f), marks=() if f.name in QUICK else pytest.mark.slow) for f in faults]
-
-
-def resumed(cluster: Cluster, shop: Workshop, out: str, reference: str, *, relaunch: bool) -> None:
-    """Let the run go on with ``--resume auto``; in the end it must have learned what the reference has.
-
-    By the same command, or, which is quicker, in ranks that this process forks.
-    """
-    if relaunch:
-        with Launched(cluster, shop, out, "--resume", "auto", phase="-") as run:
-            assert run.end(WHOLE_S) == 0, run.told()
-            run.alone()
-    else:
-        finished(shop, out, "--resume", "auto")
-    assert shop.same(out, reference)
-    assert whole_checkpoints(shop, out) and not list((shop.folder / out / "checkpoints").glob(".step-*"))
 
 
 @pytest.mark.parametrize("fault", marked(FAULTS))

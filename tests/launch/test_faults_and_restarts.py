@@ -1,19 +1,31 @@
-"""What a run makes of faults by itself: how often it starts again, on which hosts, and that a lost host is fenced."""
+"""What a run makes of faults by itself: how often it starts again, on which hosts, and that a lost host is fenced.
+
+Ranks wait in step 8 of their process, or in its first evaluation, which every attempt comes to: after step 6, one after
+the checkpoint.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.distributed import held
 from tests.distributed.runs import Workshop
-from tests.launch.faulty import GRACE_S, HANG_S, LOST_S, WHOLE_S, Launched, attempts, counted, whole_checkpoints
+from tests.launch.faulty import (
+    GRACE_S,
+    HANG_S,
+    LOST_S,
+    WHOLE_S,
+    Launched,
+    attempts,
+    counted,
+    reference,
+    whole_checkpoints,
+)
 from tests.launch.namespaces import Cluster, wait_for
 from tests.launch.test_preflight import sshd
 
@@ -29,13 +41,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop
 
 
 @pytest.fixture(scope="module")
-def whole(shop: Workshop) -> Iterator[str]:
-    """A run that nobody disturbs, of two ranks that a test has forked."""
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in held.environment(shop, "whole").items():
-            patch.setenv(variable, value)
-        held.finished(shop, shop.arguments("whole"))
-    return "whole"
+def whole(shop: Workshop) -> str:
+    return reference(shop)
 
 
 def close(shop: Workshop, out: str, reference: str) -> bool:
@@ -56,15 +63,6 @@ def again(run: Launched, *ranks: int) -> None:
         marker.unlink()
 
 
-def ranks_of(run: Launched, node: int) -> list[int]:
-    found = []
-    for process in run.cluster.nodes[node].processes():
-        with contextlib.suppress(psutil.Error):
-            if "-u" in process.cmdline() and "RANK" in process.environ():
-                found.append(process.pid)
-    return found
-
-
 def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
     cluster: Cluster, shop: Workshop, whole: str
 ) -> None:
@@ -74,7 +72,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
             again(run)
             cluster.nodes[1].wire(up=False)
             wait_for(lambda: "attempt 2 of 2" in run.told(), 2 * LOST_S + WHOLE_S)
-            assert ranks_of(run, 1) == []
+            assert run.ranks(1) == []
             run.hold.release(0)
             row["code"] = run.end(WHOLE_S)
             row["seconds"] = run.seconds
@@ -89,7 +87,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
 def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Workshop, whole: str) -> None:
     node = cluster.nodes[1]
     with counted(fault="a host dies and comes back, restarts", how="SIGKILL to everything", expected=0) as row:
-        with Launched(cluster, shop, "back", "--restarts", 2) as run:
+        with Launched(cluster, shop, "back", "--restarts", 2, phase="eval") as run:
             again(run)
             node.stop_sshd()
             node.kill_all()
@@ -122,8 +120,10 @@ def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
 
 
 def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Workshop) -> None:
-    with counted(fault="a crash in every attempt", how="SIGKILL to a rank in step 8, each time", expected=137) as row:
-        with Launched(cluster, shop, "repeats", "--restarts", 1) as run:
+    with counted(
+        fault="a crash in every attempt", how="SIGKILL to the ranks in the first evaluation, each time", expected=137
+    ) as row:
+        with Launched(cluster, shop, "repeats", "--restarts", 1, phase="eval") as run:
             for _ in range(2):
                 again(run)
                 run.rank(1).kill()

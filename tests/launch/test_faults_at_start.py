@@ -133,7 +133,8 @@ FAULTS = [
     Fault("ssh refused, unchecked", "the same with --no-check", refused, ("refused",), check=False),
     Fault("link down before the start", "the cable is cut before the start", cut, ("node2",)),
     Fault(
-        "link down before the start, unchecked", "the same with --no-check", cut, ("node2 does not answer",), check=False,
+        "link down before the start, unchecked", "the same with --no-check", cut,
+        ("node2 does not answer",), check=False,
     ),
     Fault("clock skew", "two minutes ahead (libfaketime)", ahead, ("ahead of the others",)),
     Fault(

@@ -1,0 +1,85 @@
+"""The same faults under DeepSpeed's own command over two hosts: nothing is left for ever, though nobody may be named.
+
+What ends the ranks here are they themselves: their watchdog, and their notice that the launcher has died.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import held
+from tests.distributed.runs import Workshop
+from tests.launch.faulty import HANG_S, LOST_S, WHOLE_S, Launched, counted, reference, resumed, whole_checkpoints
+from tests.launch.namespaces import Cluster, wait_for
+from tests.launch.test_native import apart  # noqa: F401
+
+pytestmark = [pytest.mark.launch, pytest.mark.slow, pytest.mark.usefixtures("apart")]
+HANGS = ("--set", f"guards.hang_timeout_s={HANG_S}")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
+    return held.held_shop(tmp_path_factory.mktemp("native"), toy_folder)
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> str:
+    return reference(shop)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something bad that is done to a native run whose ranks wait; `ends` says whether its command ends by itself."""
+
+    name: str
+    how: str
+    provoke: Callable[[Launched], None]
+    ends: bool = True
+    saved: bool = False
+
+
+def runner(number: signal.Signals) -> Callable[[Launched], None]:
+    return lambda run: run.process.send_signal(number)
+
+
+FAULTS = [
+    Fault("a rank killed", "SIGKILL", lambda run: run.rank(1).kill()),
+    Fault("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all()),
+    Fault("a rank stopped", f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", lambda run: run.rank(1).suspend()),
+    Fault(
+        "link of the other host down", "its cable is cut", lambda run: run.cluster.nodes[1].wire(up=False), ends=False
+    ),
+    Fault("the runner killed", "SIGKILL", runner(signal.SIGKILL), saved=True),
+    Fault("the runner asked to end", "SIGTERM", runner(signal.SIGTERM), saved=True),
+]
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, id=f.name.replace(" ", "-")) for f in FAULTS])
+def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, fault: Fault) -> None:
+    out = fault.name.replace(" ", "-")
+    with counted(fault=f"deepspeed: {fault.name}", how=fault.how, expected="ends") as row:
+        with Launched(cluster, shop, out, *HANGS, native=True) as run:
+            run.reached()
+            fault.provoke(run)
+            run.hold.release()
+            if not fault.ends:
+                # pdsh waits for its ssh as long as TCP does; the ranks do not
+                wait_for(lambda: not run.ranks(), HANG_S + 10 + LOST_S + WHOLE_S)
+                row["ranks ended"] = run.process.poll() is None
+                cluster.nodes[1].mend()
+            row["code"] = run.end(HANG_S + 10 + LOST_S + WHOLE_S)
+            row["seconds"] = run.seconds
+            run.alone()
+            told = run.told()
+        assert row["code"] != 0, told
+        if fault.name in ("a rank stopped",):
+            assert re.search("rank 1 of 2 hangs in step 8 .* on node2", told)
+        expected = [held.SAVE, held.EXPECTED["step"]] if fault.saved else [held.SAVE]
+        assert whole_checkpoints(shop, out) == expected, told
+        resumed(cluster, shop, out, whole, relaunch=False)
