@@ -18,7 +18,8 @@ import psutil
 
 from shards.errors import MatloomError
 
-CAUGHT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# TERM last: by its handler others tell that INT has one
+CAUGHT = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 # written by rank 0 once the checkpoint of a preempted run is published
 PREEMPTED = "preempted.json"
 # written by the rank that was asked, for ranks that wait for data and meet nobody in a collective

@@ -192,8 +192,13 @@ class Agent:
         """Send the signals to the ranks, to each once, and not before it can catch them."""
         for number in set(self.wanted):
             for rank in self.ranks:
-                if rank.code is None and number not in rank.told and catches(rank.pid, number):
+                if rank.code is None and number not in rank.told and _hears(rank.pid, number):
                     rank.signal(number)
+
+
+def _hears(pid: int, number: int) -> bool:
+    """Say whether a rank obeys a signal. Python catches INT from its first moment on, only to break off."""
+    return catches(pid, number) and (number != signal.SIGINT or catches(pid, signal.SIGTERM))
 
 
 def _place(start: Start, local: int) -> dict[str, str]:

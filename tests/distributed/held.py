@@ -27,6 +27,13 @@ from pretrain.encoders.vector import VectorEncoder
 OUT, HOLD, PHASE = Path(os.environ["HELD_OUT"]), Path(os.environ["HELD_AT"]), os.environ["HELD_IN"]
 
 
+def wait():
+    rank = os.environ["RANK"]
+    (HOLD / f"reached-{rank}").touch()
+    while not (HOLD / f"go-{rank}").exists():
+        time.sleep(0.02)
+
+
 class HeldEncoder(VectorEncoder):
     """The vector encoder, which waits once, in one phase of the run."""
 
@@ -38,10 +45,7 @@ class HeldEncoder(VectorEncoder):
     def here(self):
         if not HeldEncoder.held:
             HeldEncoder.held = True
-            rank = os.environ["RANK"]
-            (HOLD / f"reached-{rank}").touch()
-            while not (HOLD / f"go-{rank}").exists():
-                time.sleep(0.02)
+            wait()
 
     def __init__(self, spec, config, fitted):
         super().__init__(spec, config, fitted)
@@ -63,6 +67,17 @@ class HeldEncoder(VectorEncoder):
             self.here()
         return super()._save_to_state_dict(*args, **kwargs)
 '''.replace("STEP", str(STEP))
+# Python imports it before anything else
+EARLY = """
+import os
+import time
+
+if os.environ.get("HELD_IN") == "import" and "RANK" in os.environ:
+    reached, go = (os.path.join(os.environ["HELD_AT"], f"{word}-{os.environ['RANK']}") for word in ("reached", "go"))
+    open(reached, "w").close()
+    while not os.path.exists(go):
+        time.sleep(0.02)
+"""
 
 
 def held_shop(folder: Path, data: Path) -> Workshop:
@@ -71,6 +86,7 @@ def held_shop(folder: Path, data: Path) -> Workshop:
     info = plugin(shop) / "held-1.0.dist-info"
     info.mkdir(parents=True)
     (plugin(shop) / "held_encoder.py").write_text(PLUGIN)
+    (plugin(shop) / "sitecustomize.py").write_text(EARLY)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: held\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[matloom.encoders]\nheld = held_encoder:HeldEncoder\n")
     shop.recipe.write_text(shop.recipe.read_text().replace('kind = "vector"', 'kind = "held"', 1))
