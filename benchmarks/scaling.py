@@ -1,11 +1,12 @@
-"""Weak scaling of two ranks against one, in turn, and the constants of the scaling model; its prediction beside it.
+"""Weak scaling of one, two and four ranks in turn, and a whole run, each against what was predicted of it.
 
-    python benchmarks/scaling.py [--rounds 3] [--steps 12] [--rows 32]
+    python benchmarks/scaling.py [--rounds 3] [--steps 12] [--rows 32] [--ranks 1,2,4]
+    python benchmarks/scaling.py --whole recipes/demo.toml [--set A.B=C]... [--ranks 1,2]
 
-One rank and two ranks with as many rows each train the same recipe on the embedded data set through the real engine,
-A B A B; times are medians of steps. The bandwidth and latency of gloo are measured in the two-rank runs, and what
-`launch.scaling` predicts from them and from the one-rank step is printed beside what was measured. The table for 8 to
-4,096 ranks takes the constants of an accelerator cluster, printed with it; those are from data sheets, not measured.
+Weak scaling: every rank has as many rows of complete samples of the embedded data set, through the real engine on gloo,
+one thread a rank, A B C A B C; times are medians of steps. The prediction is `launch.estimates` with the step, the loss
+and the spread of the runs of one rank, and the latency and bandwidth of gloo that the runs of two measured.
+A whole run: `matloom pretrain RECIPE --dry-run` says how long it takes, then it is run and timed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ def worker(rows: int, steps: int, stage: int) -> None:
     import torch
     import torch.distributed as dist
 
+    from launch.estimates.links import link
     from pretrain.config import parse_recipe
     from pretrain.engine import Engine, start_process_group
     from pretrain.model import MultimodalModel
@@ -77,44 +80,26 @@ def worker(rows: int, steps: int, stage: int) -> None:
     spans = Spans()
     for step in range(steps + 2):
         dist.barrier()
+        if step == 2:
+            spans.seconds.clear()
+            cpu, wall = time.process_time(), time.perf_counter()
         began = time.perf_counter()
         with spans:
             engine.compute(batches[step % len(batches)], step)
             engine.apply()
-        if step >= 2:
-            times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
+    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    low, _, high = statistics.quantiles(times[2:], n=4)
     found: dict[str, Any] = {
-        "step": statistics.median(times),
+        "step": statistics.median(times[2:]),
+        "spread": (high - low) / 1.349,
+        "busy": busy,
+        "optimizer": spans.seconds["optimizer"] / steps,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "spans": {name: seconds / (steps + 2) for name, seconds in spans.seconds.items()},
-        **(links() if world > 1 else {}),
+        **(link() if world == 2 else {}),
     }
     if rank == 0:
         print("RESULT " + json.dumps(found), flush=True)
-
-
-def links() -> dict[str, float]:
-    """Measure latency and bandwidth of an all-gather on this process group."""
-    import torch
-    import torch.distributed as dist
-
-    from pretrain.gather import all_gather
-
-    world = dist.get_world_size()
-
-    def seconds(bytes_: int, repeats: int) -> float:
-        mine = torch.zeros(bytes_ // 4)
-        everything = torch.zeros(world * len(mine))
-        times = []
-        for _ in range(repeats):
-            dist.barrier()
-            began = time.perf_counter()
-            all_gather(everything, mine)
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
-
-    small, large = seconds(64, 50), seconds(16 << 20, 7)
-    return {"latency": small / (world - 1), "bandwidth": (world - 1) * (16 << 20) / (large - small)}
 
 
 def launch(world: int, rows: int, steps: int, stage: int) -> dict[str, Any]:
@@ -132,41 +117,105 @@ def launch(world: int, rows: int, steps: int, stage: int) -> dict[str, Any]:
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
+def weak(options: argparse.Namespace) -> None:
+    """Print measured and predicted steps of each number of ranks."""
+    from launch.estimates.cluster import Link
+    from launch.estimates.run import this_host
+    from launch.estimates.step import step_time
+    from launch.estimates.traffic import traffic
+    from launch.estimates.work import Spent, Work
+
+    counts = [int(word) for word in options.ranks.split(",")]
+    runs: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
+    for _ in range(options.rounds):
+        for count in counts:
+            runs[count].append(launch(count, options.rows, options.steps, options.stage))
+
+    def median(count: int, name: str) -> float:
+        return statistics.median(run[name] for run in runs[count])
+
+    optimizer, step = median(1, "optimizer"), median(1, "step")
+    spent = Spent(data=0, forward=(step - optimizer) / 3, backward=2 * (step - optimizer) / 3, loss=0,
+                  optimizer=optimizer, rest=0)  # fmt: skip
+    work = Work(
+        name="scaling", device="cpu", rows=options.rows, embeddings=2, dim=DIM, trained=runs[1][0]["parameters"],
+        stage=options.stage, spent=spent, spread=median(1, "spread"), busy=median(1, "busy"), checkpoint_every=10**9,
+    )  # fmt: skip
+    link = Link(latency=f"{median(2, 'latency')!r} s", bandwidth=f"{median(2, 'bandwidth')!r} B/s")
+    cores = os.cpu_count() or 1
+    print(f"parameters {work.trained:,}, {options.rows} rows a rank, ZeRO {options.stage}, one thread a rank")
+    print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; a rank keeps {work.busy:.2f} cores busy")
+    print(f"gloo on loopback: {link.latency * 1e6:.0f} us, {link.bandwidth / 1e9:.2f} GB/s a rank")
+    print("| ranks | step ms | rounds | efficiency | predicted ms | efficiency | error | bytes a rank sends |")
+    print("|---|---|---|---|---|---|---|---|")
+    for count in counts:
+        here = this_host(work, link, ranks=count, hosts=1)
+        told = step_time(work, here, count, cores=cores).total
+        found = median(count, "step")
+        rounds = " ".join(f"{1e3 * run['step']:.0f}" for run in runs[count])
+        print(
+            f"| {count} | {1e3 * found:.0f} | {rounds} | {step / found:.1%} | {1e3 * told:.0f} | {step / told:.1%} | "
+            f"{told / found - 1:+.1%} | {traffic(work, count).total:,.0f} |"
+        )
+
+
+def whole(options: argparse.Namespace) -> None:
+    """Print how long a run takes and how long it was said to take, for each number of ranks."""
+    print(f"{options.whole} {' '.join(options.set)}, load {os.getloadavg()[0]:.1f}")
+    print(
+        "| ranks | round | predicted s | of it steps | took s | error | step ms predicted | median of the run | error |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for number in range(options.rounds):
+        for count in (int(word) for word in options.ranks.split(",")):
+            row = compared(options, count)
+            print(f"| {count} | {number + 1} | {row}", flush=True)
+
+
+def compared(options: argparse.Namespace, count: int) -> str:
+    """Return the cells of one run beside its dry run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "launch.cli", "pretrain", options.whole, "--accelerators", str(count)]
+        command += [word for item in options.set for word in ("--set", item)] + ["--out", f"{folder}/run"]
+        variables = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+
+        def run(*more: str) -> str:
+            done = subprocess.run([*command, *more], env=variables, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
+            return done.stdout
+
+        told = json.loads(run("--dry-run", "--json"))["time"]
+        began = time.perf_counter()
+        run()
+        took = time.perf_counter() - began
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+    steps = [found["seconds/step"] for found in map(json.loads, lines) if "seconds/step" in found]
+    step = statistics.median(steps)
+    return (
+        f"{told['total']:.0f} | {told['steps']:.0f} | {took:.0f} | {told['total'] / took - 1:+.0%} | "
+        f"{1e3 * told['step']:.0f} | {1e3 * step:.0f} | {told['step'] / step - 1:+.0%} |"
+    )
+
+
 def main() -> None:
-    """Print the two tables."""
+    """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--ranks", default="1,2,4")
+    parser.add_argument("--whole", metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.rows, options.steps, options.stage)
-        return
-    from launch.scaling import Cluster, Link, Work, step_time, traffic
-
-    one, two = [], []
-    for _ in range(options.rounds):
-        one.append(launch(1, options.rows, options.steps, options.stage))
-        two.append(launch(2, options.rows, options.steps, options.stage))
-    alone, both = (statistics.median(run["step"] for run in runs) for runs in (one, two))
-    link = Link(
-        latency_s=statistics.median(run["latency"] for run in two),
-        bandwidth=statistics.median(run["bandwidth"] for run in two),
-    )
-    work = Work(
-        rows=options.rows, embeddings=2, dim=DIM, pairs=1, parameters=one[0]["parameters"], stage=options.stage,
-        compute_s=alone, logits_per_s=2e10, checkpoint_every=10**9,
-    )  # fmt: skip
-    here = Cluster(ranks_per_node=2, within=link, between=link, storage_write=1e9, storage_per_node=1e9)
-    predicted = step_time(work, here, 2)
-    print(f"parameters {work.parameters:,}, {options.rows} rows a rank, ZeRO {options.stage}, one thread a rank")
-    print(f"gloo on loopback: {link.latency_s * 1e6:.0f} us, {link.bandwidth / 1e9:.2f} GB/s a rank")
-    print(f"one rank {alone * 1e3:.0f} ms a step, two ranks {both * 1e3:.0f} ms: efficiency {alone / both:.1%}")
-    print("  rounds:", *[f"{a['step'] / b['step']:.1%}" for a, b in zip(one, two, strict=True)])
-    print(f"predicted for two ranks: {predicted.total * 1e3:.0f} ms, {alone / predicted.total:.1%}")
-    print(f"bytes a rank sends in a step: {traffic(work, 2).total:,}")
+    elif options.whole:
+        whole(options)
+    else:
+        weak(options)
 
 
 if __name__ == "__main__":
