@@ -1,5 +1,6 @@
 # make demo: set up and run everything once on the embedded data.  make test: set up and run the tests.
 # make test-launch: those on several hosts, which are network namespaces; as root, each skips what the machine lacks.
+# The whole matrices of signals and faults, an hour and more: pytest -m launch tests/launch.
 PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
@@ -14,7 +15,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS)
 
 test-launch: $(STAMP)
-	$(VENV)/bin/python -m pytest -m launch -rs tests/launch
+	$(VENV)/bin/python -m pytest -m "launch and not slow" -rs tests/launch
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
