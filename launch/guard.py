@@ -14,24 +14,30 @@ from shards.quoting import printable
 def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     """Run ``function`` and return the exit code: 0, the error's own, or 70 for what nobody foresaw.
 
-    What all ranks find out alike (``on_all_ranks``), the first one says.
+    What all ranks find out alike (``on_all_ranks``), the first one says. No secret of the environment is said.
     """
     try:
         function()
     except MatloomError as error:
         if debug:
-            traceback.print_exc()
+            print(_without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if os.environ.get("RANK", "0") == "0" or not getattr(error, "on_all_ranks", False):
-            print(f"matloom: {printable(error, lines=True, most=0)}", file=sys.stderr, flush=True)
+            print(f"matloom: {printable(_without_secrets(error), lines=True, most=0)}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
         if debug:
-            traceback.print_exc()
-        told = printable(error, lines=True, most=0)
+            print(_without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+        told = printable(_without_secrets(error), lines=True, most=0)
         print(f"matloom: internal error: {type(error).__name__}: {told}", file=sys.stderr)
         print("  try:   the same with --debug", file=sys.stderr, flush=True)
         return MatloomError.exit_code
     return 0
+
+
+def _without_secrets(text: object) -> str:
+    from launch.hosts.redaction import Redactor
+
+    return Redactor(os.environ)(str(text))
 
 
 def leave(code: int) -> None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from launch.guard import guarded
+from shards.errors import DataError
+from tests.canaries import CANARIES, found_in
+
 PROCESS = """
 import atexit, sys
 import torch.distributed as dist
@@ -30,3 +36,22 @@ def test_after_an_error_nothing_is_waited_for() -> None:
     ended = end(3)
     assert ended.returncode == 3
     assert not ended.stdout
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("kind", [RuntimeError, DataError])
+def test_no_secret_of_the_environment_stands_in_what_an_error_says(
+    kind: type[Exception], debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK", raising=False)
+
+    def fail() -> None:
+        raise kind("\n".join(f"{name} = {value!r}; {value}" for name, value in CANARIES.items()))
+
+    assert guarded(fail, debug=debug) == (3 if kind is DataError else 70)
+    told = capsys.readouterr().err
+    assert "HF_TOKEN = '***'" in told
+    assert ("Traceback" in told) == debug
+    assert not found_in(told)
