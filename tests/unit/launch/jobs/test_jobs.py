@@ -334,3 +334,8 @@ def test_wrong_plans_are_users_errors(
     told = capsys.readouterr()
     assert match in told.err
     assert "hunter2" not in told.err + told.out
+
+
+def test_the_docs_name_the_options_of_each_file() -> None:
+    text = (ROOT / "docs" / "launch.md").read_text()
+    assert all(f"| `{options}` | [{name}](examples/launch/{name}) |" in text for name, options in PLANS.items())
