@@ -84,7 +84,6 @@ class Run:
         HostError
             Where too few hosts answer.
         """
-        (self.job.out / PREEMPTED).unlink(missing_ok=True)
         with self.requests:
             for number in range(self.elastic.restarts + 1):
                 links = self._connect(first=number == 0)
@@ -103,6 +102,8 @@ class Run:
 
     def _attempt(self, links: list[Link], number: int) -> Outcome:
         job, logs = self.job, new_logs(self.job.out)
+        # of an earlier run or attempt: ranks that end before they get to it must not seem to have saved
+        (job.out / PREEMPTED).unlink(missing_ok=True)
         if number:
             job = replace(job, command=self.again)
             names = ", ".join(link.host.name for link in links)

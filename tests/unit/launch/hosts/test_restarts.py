@@ -178,6 +178,22 @@ def test_what_an_earlier_run_said_of_its_end_does_not_count(played: Played) -> N
     assert not (played.folder / "preempted.json").exists()
 
 
+def test_what_an_earlier_attempt_said_of_its_end_does_not_count(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks saved because a host was lost; those of the next one end before they could say anything."""
+    seen = []
+
+    def run(attempt: Any) -> Outcome:
+        seen.append((played.folder / "preempted.json").exists())
+        (played.folder / "preempted.json").touch()
+        return played.outcomes[len(played.attempts) - 1]
+
+    monkeypatch.setattr(restarts.Attempt, "run", run)
+    played.run(Outcome(lost={"b": ""}), failed(3))
+    assert seen == [False, False]
+
+
 def test_a_lost_host_gets_the_time_to_end_its_ranks(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(restarts.time, "monotonic", lambda: now[0])
