@@ -72,7 +72,8 @@ def _start(job: Job) -> str:
             "# No trap for TERM: SLURM sends it to end the job for good, and then this must not start it again",
             f'[ "$code" -ne 0 ] || {shell(srun)} \\',
             '    --output="${logs//%/%%}/rank-%5t.log" \\',
-            f"    {shell([job.python, '-u', *job.module()])} || code=$?",
+            f'    {shell([job.python, "-u", *job.module()])} 2> "$logs/srun.log" || code=$?',
+            '[ ! -e "$logs/srun.log" ] || cat -- "$logs/srun.log" >&2',
         ]
     )
 
@@ -91,6 +92,9 @@ if [ -e "$out/{PREEMPTED}" ]; then
     if [ "$step" != "$(cat -- "$saved" 2>/dev/null || true)" ]; then again=1; fi
     echo "$step" > "$saved"
 elif [ "$code" -ne 0 ]; then
+    # srun gives the highest code; one rank's error in recipe, data, checkpoint or registry is what made others fail
+    own=$(grep -oE 'Exited with exit code [2-6]$' -- "$logs/srun.log" 2>/dev/null | head -n 1 || true)
+    if [ -n "$own" ]; then code=${{own##* }}; fi
     echo "failed with $code"
     grep -h -A4 '^matloom: ' -- "$logs"/rank-*.log | head -n 20 || true
 fi

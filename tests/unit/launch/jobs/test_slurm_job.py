@@ -15,9 +15,19 @@ from launch.jobs.base import render
 from tests.unit.launch.jobs.test_jobs import EXAMPLES, RECORD, ROOT, job, run, words
 
 # ends with $CODE, and leaves behind what a run that was asked to end does
-SRUN = RECORD + '[ -z "$STEP" ] || echo "{\\"step\\": $STEP}" > "$OUT/preempted.json"\nexit "${CODE:-0}"\n'
+SRUN = (
+    RECORD
+    + '[ -z "$TOLD" ] || echo "$TOLD" >&2\n'
+    + '[ -z "$STEP" ] || echo "{\\"step\\": $STEP}" > "$OUT/preempted.json"\nexit "${CODE:-0}"\n'
+)
 STUBS = {"srun": SRUN, "scontrol": RECORD, "python3": RECORD}
-ENVIRONMENT = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "STEP": ""}
+ENVIRONMENT = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_JOB_NODELIST": "node[1-2]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "STEP": "",
+    "TOLD": "",
+}
 REQUEUE = ["scontrol", "requeue", "12"]
 
 
@@ -28,12 +38,13 @@ class Queue:
         self.folder = folder
         self.text = render("slurm", job(folder=folder, **more))
 
-    def attempt(self, code: int, step: str = "", text: str | None = None) -> tuple[int, bool]:
+    def attempt(self, code: int, step: str = "", told: str = "") -> tuple[int, bool]:
         record = self.folder / "record"
         for call in record.iterdir() if record.exists() else ():
             call.unlink()
-        told = {**ENVIRONMENT, "CODE": str(code), "STEP": step, "OUT": str(self.folder / "runs/demo")}
-        ended, calls = run(text or self.text, self.folder, STUBS, **told)
+        out = str(self.folder / "runs/demo")
+        variables = {**ENVIRONMENT, "CODE": str(code), "STEP": step, "OUT": out, "TOLD": told}
+        ended, calls = run(self.text, self.folder, STUBS, **variables)
         return ended, REQUEUE in calls
 
 
@@ -86,6 +97,14 @@ def test_nothing_that_a_user_writes_becomes_a_command(
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6])
 def test_what_another_attempt_does_not_mend_ends_the_job(tmp_path: Path, code: int) -> None:
     assert Queue(tmp_path).attempt(code) == (code, False)
+
+
+def test_the_ranks_own_error_counts_not_what_it_did_to_the_others(tmp_path: Path) -> None:
+    """As srun has told it of a data set that one of two ranks found missing."""
+    told = "srun: error: node2: task 1: Exited with exit code 70\nsrun: error: node1: task 0: Exited with exit code 3"
+    assert Queue(tmp_path).attempt(70, told=told) == (3, False)
+    told = "srun: error: node2: task 1: Exited with exit code 70\nsrun: error: node1: task 0: Killed"
+    assert Queue(tmp_path).attempt(137, told=told) == (137, True)
 
 
 @pytest.mark.parametrize("code", [7, 8, 70, 134, 137, 138, 143])
