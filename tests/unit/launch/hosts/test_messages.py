@@ -79,6 +79,24 @@ def test_a_reader_who_is_away_stops_nobody_and_misses_output_alone() -> None:
     assert heard[-1] == Ended(0, 1)
 
 
+def test_a_slow_reader_is_not_told_of_every_line_that_he_misses() -> None:
+    reader, writer = os.pipe()
+    sender = Sender(os.fdopen(writer, "w"))
+    for _ in range(2 * MOST_WAITING):
+        sender.send(Output("x" * 1000))
+    with os.fdopen(reader) as lines:
+        heard = []
+        for _ in range(300):
+            heard.append(decode(lines.readline()))
+            sender.send(Output("y"))
+        sender.send(Done())
+        closing = threading.Thread(target=sender.close)
+        closing.start()
+        heard += [decode(text) for text in lines]
+        closing.join()
+    assert sum(isinstance(message, Output) and message.error for message in heard) == 1
+
+
 def test_a_reader_who_has_gone_stops_nobody() -> None:
     reader, writer = os.pipe()
     os.close(reader)
