@@ -161,7 +161,7 @@ def test_the_file_of_the_docs_is_what_the_command_writes(capsys: pytest.CaptureF
 
     words = (
         "plan recipes/demo.toml --slurm --nodes 2 --gpus-per-node 4 --cpus 8 --time 1-00:00:00 --partition gpu"
-        " --grace 300 --env-file run.env --stage /tmp/matloom --folder /shared/matloom --python .venv/bin/python"
+        " --grace 300 --env-file run.env --stage /scratch/matloom --folder /shared/matloom --python python3"
     )
     done = CliRunner().invoke(launch_app, words.split())
     assert done.exit_code == 0, done.output
