@@ -20,6 +20,7 @@ from tests.launch.namespaces import Cluster, Node, wait_for
 
 pytestmark = pytest.mark.launch
 
+SCRIPT = ROOT / "docs" / "examples" / "launch" / "check.sh"
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
@@ -29,15 +30,15 @@ def shop(tmp_path: Path, toy_folder: Path) -> Workshop:
 
 
 class Check:
-    """`matloom launch check` on the first host."""
+    """The script of the docs, `matloom launch check`, on the first host."""
 
     def __init__(self, cluster: Cluster, shop: Workshop) -> None:
         self.cluster, self.shop = cluster, shop
 
     def __call__(self, *options: object, code: int = 8, hostfile: Path | None = None) -> list[dict[str, Any]]:
         done = self.cluster.nodes[0].run(
-            "matloom", "launch", "check", self.shop.recipe, "--out", self.shop.folder / "run",
-            "--hostfile", hostfile or self.cluster.hostfile(), "--json", *options, **self.shop.environment(),
+            SCRIPT, "--json", *options, HOSTFILE=str(hostfile or self.cluster.hostfile()),
+            RECIPE=str(self.shop.recipe), OUT=str(self.shop.folder / "run"), **self.shop.environment(),
         )  # fmt: skip
         assert done.returncode == code, done.stderr + done.stdout
         assert self.cluster.strays() == []

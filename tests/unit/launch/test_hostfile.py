@@ -197,3 +197,8 @@ def test_an_error_says_where_and_what_to_write(tmp_path: Path) -> None:
     assert caught.value.where == f"{path}, line 4"
     with pytest.raises(ConfigError, match="did you mean 'worker-1'"):
         filtered([Host("worker-0", (0,)), Host("worker-1", (0,))], include="wroker-1")
+
+
+def test_the_example_of_the_docs() -> None:
+    hosts = read_hostfile(Path(__file__).resolve().parents[3] / "docs" / "examples" / "launch" / "hosts")
+    assert [(host.name, len(host.slots)) for host in hosts] == [("worker-0", 8), ("worker-1", 8), ("10.0.0.12", 4)]
