@@ -28,17 +28,22 @@ def tried(times: int, rows: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line of Markdown a fault: what it is, how it ends, in how long, and how often it did."""
+    """Return a line of Markdown a fault, in groups: how it ends, in how long, and how often it did."""
     faults: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         faults[row["fault"]].append(row)
-    lines = ["| fault | how | exit code | seconds, median and largest | as it must |", "|---|---|---|---|---|"]
+    groups: dict[str, list[str]] = defaultdict(list)
     for name, group in faults.items():
+        last = group[-1]
         seconds = [row["seconds"] for row in group if "seconds" in row]
-        codes = ", ".join(sorted({str(row["code"]) for row in group if "code" in row}))
         took = f"{median(seconds):.0f}, {max(seconds):.0f}" if seconds else ""
         good = sum(row["good"] for row in group)
-        lines.append(f"| {name} | {group[-1]['how']} | {codes} | {took} | {good} of {len(group)} |")
+        cells = [name, last["how"], last.get("within", ""), last["expected"], took, f"{good} of {len(group)}"]
+        groups[last.get("group", "")].append(f"| {' | '.join(map(str, cells))} |")
+    lines = []
+    for title, found in groups.items():
+        head = "| fault | how | ends within | exit code | seconds: median, most | as it must |"
+        lines += [f"## {title}", "", head, "|---|---|---|---|---|---|", *found, ""]
     return lines
 
 

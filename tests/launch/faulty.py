@@ -170,9 +170,22 @@ def attempts(shop: Workshop, out: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def counted(**row: object) -> Iterator[dict[str, Any]]:
-    """Write down, where the variable `TABLE` names a file, whether what was tried went as it must."""
-    told: dict[str, Any] = {**row, "good": False}
+def counted(group: str, fault: str, how: str, expected: object, within: str = "") -> Iterator[dict[str, Any]]:
+    """Write down, where the variable `TABLE` names a file, whether what was tried went as it must.
+
+    Parameters
+    ----------
+    group : str
+        Part of the table.
+    fault, how : str
+        What it is, and how it is provoked.
+    expected : object
+        The exit code that it must have.
+    within : str
+        In what time the command must have ended.
+    """
+    told: dict[str, Any] = {"group": group, "fault": fault, "how": how, "expected": expected, "within": within}
+    told["good"] = False
     try:
         yield told
         told["good"] = True

@@ -85,6 +85,8 @@ class Fault:
         Takes away what hinders the next run, and what keeps processes from ending.
     release : bool
         Whether the ranks go on then; toys would be done before some faults are noticed.
+    within : str
+        That time in words.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Fault:
     promised_s: float = LOST_S
     mend: Callable[[Launched], None] = field(default=lambda run: None)
     release: bool = True
+    within: str = "`--host-timeout` + `--grace`"
 
 
 def wire(node: int, **orders: float | bool) -> Callable[[Launched], None]:
@@ -138,27 +141,35 @@ LOST, SILENT = ("host node2 is lost",), ("host node2 is lost: no sign of life fo
 HANGS = ("--set", f"guards.hang_timeout_s={HANG_S}", *ONCE)
 HANGS_S = HANG_S + 10 + LOST_S
 KILL, STOP, CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
+SOON, WATCHED = "`--grace`", "`guards.hang_timeout_s` + 10 s + `--grace`"
 FAULTS = [
     Fault("link of the other host down", "its cable is cut", wire(1, up=False), 8, LOST, mend=mended),
     Fault("link of the controller's host down", "its cable is cut", wire(0, up=False), 8, LOST, mend=mended),
-    Fault("a host's ranks killed", "SIGKILL", to("rank1", KILL), 137, ("rank 1 on node2 was ended by SIGKILL",)),
-    Fault("the first rank killed", "SIGKILL", to("rank0", KILL), 137, ("rank 0 on node1 was ended by SIGKILL",)),
-    Fault("a host dies", "SIGKILL to everything on it", every(1, KILL), 8, LOST),
+    Fault("a host dies", "SIGKILL to everything on it", every(1, KILL), 8, LOST, within=SOON),
     Fault("a host freezes", "SIGSTOP to everything on it", every(1, STOP), 8, LOST, mend=every(1, CONT)),
-    Fault("an agent killed", "SIGKILL", to("agent1", KILL), 75, LOST),
+    Fault(
+        "a host's ranks killed", "SIGKILL", to("rank1", KILL), 137, ("rank 1 on node2 was ended by SIGKILL",),
+        within=SOON,
+    ),
+    Fault(
+        "the first rank killed", "SIGKILL", to("rank0", KILL), 137, ("rank 0 on node1 was ended by SIGKILL",),
+        within=SOON,
+    ),
+    Fault("an agent killed", "SIGKILL", to("agent1", KILL), 75, LOST, within=SOON),
     Fault("an agent stopped", "SIGSTOP", to("agent1", STOP), 8, SILENT, mend=to("agent1", CONT), release=False),
-    Fault("the controller killed", "SIGKILL", to("controller", KILL), -KILL, ()),
+    Fault("the controller killed", "SIGKILL", to("controller", KILL), -KILL, (), within=SOON),
     Fault(
         "a rank stopped", f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", to("rank1", STOP), 7,
-        ("rank 1 of 2 hangs in step 8", "on node2"), HANGS, HANGS_S,
+        ("rank 1 of 2 hangs in step 8", "on node2"), HANGS, HANGS_S, within=WATCHED,
     ),
     Fault(
         "the first rank stopped", f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", to("rank0", STOP), 7,
-        ("rank 0 of 2 hangs in step 8", "on node1"), HANGS, HANGS_S,
+        ("rank 0 of 2 hangs in step 8", "on node1"), HANGS, HANGS_S, within=WATCHED,
     ),
     Fault(
         "disk full", "the last byte of the file system of the run's folder is taken", filled, 4,
-        ("the checkpoint cannot be written", "No space left"), mend=lambda run: (run.out.parent / "filler").unlink(),
+        ("cannot be written", "No space left on device"), mend=lambda run: (run.out.parent / "filler").unlink(),
+        within="the next save",
     ),
 ]  # fmt: skip
 QUICK = {"link of the other host down", "a host's ranks killed", "an agent stopped"}
@@ -176,7 +187,7 @@ def marked(faults: list[Fault]) -> list[object]:
 @pytest.mark.parametrize("fault", marked(FAULTS))
 def test_a_fault_ends_the_run_which_then_resumes(cluster: Cluster, shop: Workshop, whole: str, fault: Fault) -> None:
     out = f"{SMALL}/out" if fault.name == "disk full" else name(fault)
-    with counted(fault=fault.name, how=fault.how, expected=fault.code) as row:
+    with counted("running", fault.name, fault.how, fault.code, fault.within) as row:
         with Launched(cluster, shop, out, *fault.options) as run:
             run.reached()
             fault.provoke(run)
@@ -227,7 +238,7 @@ def test_a_run_lives_with_it(cluster: Cluster, shop: Workshop, whole: str, troub
     away = {"MLFLOW_TRACKING_URI": f"http://{cluster.gateway}:{free_port()}"} if "MLflow" in out else {}
     # retransmissions back off: silence of more than 10 s is to be expected where every third frame is lost
     patient = ("--host-timeout", 60) if "loss" in out else ()
-    with counted(fault=trouble.name, how=trouble.how, expected=0) as row:
+    with counted("lived with", trouble.name, trouble.how, 0) as row:
         with Launched(cluster, shop, out, *ONCE, *patient, env=away) as run:
             run.reached()
             trouble.provoke(run)

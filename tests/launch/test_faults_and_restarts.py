@@ -67,7 +67,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
     cluster: Cluster, shop: Workshop, whole: str
 ) -> None:
     """Else two attempts would write into one folder. Its rank waits for ever, so that only its agent can end it."""
-    with counted(fault="link down, restart", how="its cable is cut", expected=0) as row:
+    with counted("restarts", "link down, restart", "its cable is cut", 0) as row:
         with Launched(cluster, shop, "fenced", "--restarts", 1) as run:
             again(run)
             cluster.nodes[1].wire(up=False)
@@ -86,7 +86,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
 @pytest.mark.slow
 def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Workshop, whole: str) -> None:
     node = cluster.nodes[1]
-    with counted(fault="a host dies and comes back, restarts", how="SIGKILL to everything", expected=0) as row:
+    with counted("restarts", "a host dies and comes back, restarts", "SIGKILL to everything", 0) as row:
         with Launched(cluster, shop, "back", "--restarts", 2, phase="eval") as run:
             again(run)
             node.stop_sshd()
@@ -106,7 +106,7 @@ def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Wo
 
 @pytest.mark.slow
 def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
-    with counted(fault="fewer hosts than --min-hosts", how="a host dies for good", expected=8) as row:
+    with counted("restarts", "fewer hosts than --min-hosts", "a host dies for good", 8) as row:
         with Launched(cluster, shop, "few", "--restarts", 3, "--min-hosts", 2) as run:
             again(run)
             cluster.nodes[1].stop_sshd()
@@ -120,9 +120,8 @@ def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
 
 
 def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Workshop) -> None:
-    with counted(
-        fault="a crash in every attempt", how="SIGKILL to the ranks in the first evaluation, each time", expected=137
-    ) as row:
+    how = "SIGKILL to the ranks in the first evaluation, each time"
+    with counted("restarts", "a crash in every attempt", how, 137) as row:
         with Launched(cluster, shop, "repeats", "--restarts", 1, phase="eval") as run:
             for _ in range(2):
                 again(run)
@@ -138,7 +137,7 @@ def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Wo
 
 @pytest.mark.slow
 def test_a_hang_is_restarted(cluster: Cluster, shop: Workshop, whole: str) -> None:
-    with counted(fault="a rank stopped, restart", how="SIGSTOP", expected=0) as row:
+    with counted("restarts", "a rank stopped, restart", "SIGSTOP", 0) as row:
         with Launched(cluster, shop, "hangs", "--restarts", 1, "--set", f"guards.hang_timeout_s={HANG_S}") as run:
             again(run)
             run.rank(1).suspend()
@@ -164,7 +163,7 @@ def test_a_hang_is_restarted(cluster: Cluster, shop: Workshop, whole: str) -> No
 def test_what_no_other_attempt_mends_is_tried_once(
     cluster: Cluster, shop: Workshop, whole: str, code: int, out: str, option: str
 ) -> None:
-    with counted(fault=f"exit code {code}", how=f"--set {option}", expected=code) as row:
+    with counted("restarts", f"exit code {code}", f"--set {option}", code) as row:
         with Launched(cluster, shop, out, "--restarts", 2, "--set", option, phase="-") as run:
             row["code"] = run.end(WHOLE_S)
             row["seconds"] = run.seconds
@@ -176,7 +175,7 @@ def test_what_no_other_attempt_mends_is_tried_once(
 @pytest.mark.slow
 def test_an_outage_shorter_than_the_time_out_is_lived_through(cluster: Cluster, shop: Workshop, whole: str) -> None:
     """Also one that is longer than the 15 s after which ssh gives up by itself."""
-    with counted(fault="link down for 20 s of 60", how="its cable is cut, and mended", expected=0) as row:
+    with counted("restarts", "link down for 20 s of 60", "its cable is cut, and mended", 0) as row:
         with (
             sshd(cluster.nodes[1], "ClientAliveInterval 0\n"),
             Launched(cluster, shop, "outage", "--restarts", 0, "--host-timeout", 60) as run,

@@ -176,7 +176,8 @@ def shop(tmp_path: Path, toy_folder: Path) -> Workshop:
 def test_a_host_that_is_not_right_is_named_before_the_start(
     cluster: Cluster, shop: Workshop, tmp_path: Path, toy_folder: Path, fault: Fault
 ) -> None:
-    with counted(fault=fault.name, how=fault.how, expected=8) as row, ExitStack() as stack:
+    within = "the answers of all hosts, 60 s" if fault.check else "`--host-timeout`"
+    with counted("before the start", fault.name, fault.how, 8, within) as row, ExitStack() as stack:
         stack.enter_context(fault.provoke(Place(cluster, shop, toy_folder, tmp_path)))
         with Launched(cluster, shop, "run", *fault.options, phase="-", check=fault.check) as run:
             row["code"] = run.end(CHECK_S if fault.check else LOST_S)

@@ -40,6 +40,8 @@ class Fault:
     name: str
     how: str
     provoke: Callable[[Launched], None]
+    code: object = "not 0"
+    within: str = "`--grace`"
     ends: bool = True
     saved: bool = False
 
@@ -63,7 +65,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name.replace(" ", "-")) for f in FAULTS])
 def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, fault: Fault) -> None:
     out = fault.name.replace(" ", "-")
-    with counted(fault=f"deepspeed: {fault.name}", how=fault.how, expected="ends") as row:
+    with counted("native", f"deepspeed: {fault.name}", fault.how, fault.code, fault.within) as row:
         with Launched(cluster, shop, out, *HANGS, native=True) as run:
             run.reached()
             fault.provoke(run)
