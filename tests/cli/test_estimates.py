@@ -93,3 +93,19 @@ def test_the_figures_are_those_of_the_model(shop: Workshop) -> None:
 def test_options_that_mean_nothing_are_refused(options: list[str], said: str, shop: Workshop) -> None:
     (shop.folder / "work.json").write_text(WORK.model_dump_json())
     assert said in told(shop, "launch", "estimate", "work.json", *options, code=2)
+
+
+def test_the_table_of_the_docs_is_the_one_of_its_file() -> None:
+    from launch.estimates.cluster import load_cluster
+    from launch.estimates.table import scaling_rows
+    from launch.estimates.work import read_work
+
+    root = Path(__file__).resolve().parents[2]
+    work = read_work(root / "docs" / "examples" / "launch" / "assumed_on_a100.json")
+    place = load_cluster("hgx-a100")
+    assert work.on(place.accelerator.name, 1.0) is work
+    page = (root / "docs" / "scaling.md").read_text()
+    for row in scaling_rows(work, place, [1, 8, 16, 64, 256, 1024, 4096]):
+        sent, step = f"{row['sent_bytes'] / 1e6:.0f}", f"{1e3 * row['step_s']:.1f}"
+        start = f"| {row['gpus']:,} | {sent} | {step} | {row['samples_per_s']:,.0f} |"
+        assert f"\n{start} {row['efficiency']:.0%} | {row['bound']} |" in page
