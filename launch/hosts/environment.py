@@ -72,6 +72,26 @@ def is_for_ranks(name: str) -> bool:
     return name not in OWN and (name in NAMES or name.startswith(PREFIXES))
 
 
+def refuse_secret_words(option: str, value: str, do: str) -> None:
+    """Raise `ConfigError` where the value of an option, which stands on command lines, has a secret inside.
+
+    Parameters
+    ----------
+    option : str
+        As the user has written it, without the value.
+    value : str
+        What is behind it.
+    do : str
+        The way that tells nobody.
+    """
+    # ssh's SetEnv=NAME=VALUE, and what gives it a password, which knows better ways
+    text = re.sub(r"(?i)\bsetenv[=\s]+", " ", value)
+    if holds_secret("", text) or re.search(r"\bsshpass\s+-p", value):
+        raise ConfigError(
+            f"{option}: a secret must not stand on a command line, which every user of the hosts can read", do=do
+        )
+
+
 def adopt_env_file(file: Path | None = None, environment: MutableMapping[str, str] | None = None) -> None:
     """Take the variables of a file into the environment of this process; for ranks that another launcher starts.
 
@@ -104,7 +124,7 @@ def read_env_file(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
+            status = os.fstat(stream.fileno())
             for line in parse_stream(stream):
                 if line.error or (line.key is not None and line.value is None):
                     # the line itself may be a secret
@@ -120,11 +140,14 @@ def read_env_file(path: Path) -> dict[str, str]:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise ConfigError("the environment file cannot be read", where=path, why=why) from None
     secret = [name for name, value in found.items() if holds_secret(name, value)]
-    if secret and stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
+    # what somebody else has made for us, Kubernetes for example, can be read by its group alone
+    others = stat.S_IRWXO if status.st_uid != os.geteuid() else stat.S_IRWXO | stat.S_IRWXG
+    mode = stat.S_IMODE(status.st_mode)
+    if secret and mode & others:
         raise ConfigError(
             "others may read the environment file, and it holds secrets",
             where=path,
-            why=f"its mode is {stat.S_IMODE(mode):04o}; secret: {', '.join(secret)}",
+            why=f"its mode is {mode:04o}; secret: {', '.join(secret)}",
             do=f"chmod 600 {path}",
         )
     return found

@@ -61,6 +61,8 @@ class Redactor:
         secrets = {secret for name, value in environment.items() for secret in _secrets(name, value)}
         forms = {form for secret in secrets for form in spellings(secret) if not _plain(form)}
         self._inside = sorted(form for form in forms if len(form) >= ANYWHERE)
+        # most lines hold none of them, which is soon seen
+        self._heads = {form[:ANYWHERE] for form in self._inside}
         alone = sorted((re.escape(form) for form in forms if len(form) < ANYWHERE), key=len, reverse=True)
         self._alone = re.compile(rf"(?<![^\W_])(?:{'|'.join(alone)})(?![^\W_])") if alone else None
 
@@ -79,7 +81,8 @@ class Redactor:
         return "".join(parts) + text[end:]
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        for form in self._inside:
+        parts = () if not self._heads else (text[at : at + ANYWHERE] for at in range(len(text) - ANYWHERE + 1))
+        for form in () if self._heads.isdisjoint(parts) else self._inside:
             at = text.find(form)
             while at >= 0:
                 yield at, at + len(form)

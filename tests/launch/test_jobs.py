@@ -75,17 +75,16 @@ def told(script: Path) -> str:
 def test_a_planned_script_trains_as_ranks_that_nobody_launched(
     kind: str, cluster: Cluster, shop: Workshop, reference: Metrics, env_file: Path, tmp_path: Path, toy_folder: Path
 ) -> None:
-    disk = None if kind == "ssh" else tmp_path / "disk"
+    disk = tmp_path / "disk"
     script = planned(kind, shop, env_file, cluster, out=kind, stage=disk)
     codes = [process.wait(TIMEOUT_S) for process in started(kind, script, cluster)]
     assert set(codes) == {0}, told(script)
     assert close(shop.metrics(kind), reference)
     assert cluster.strays() == []
     assert not found_in(told(script))
-    if disk:
-        assert (copy_in(disk, str(toy_folder)) / "manifest.json").is_file()
-        # each of the hosts has looked
-        assert told(script).count("verified") == 2
+    assert (copy_in(disk, str(toy_folder)) / "manifest.json").is_file()
+    # each of the hosts has looked
+    assert told(script).count("verified") == 2
 
 
 @pytest.mark.parametrize("kind", ["mpi", "torchrun"])

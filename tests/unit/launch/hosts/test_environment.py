@@ -112,6 +112,19 @@ def test_a_file_with_secrets_is_for_its_owner_alone(tmp_path: Path, mode: int) -
     }
 
 
+def test_a_file_that_somebody_else_has_made_for_our_group_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a secret that Kubernetes mounts is root's, and its group that of the pod
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert read_env_file(written(tmp_path, "MLFLOW_TRACKING_PASSWORD=hunter22\n", 0o440)) == {
+        "MLFLOW_TRACKING_PASSWORD": "hunter22"
+    }
+    with pytest.raises(ConfigError, match="others may read"):
+        read_env_file(written(tmp_path, "MLFLOW_TRACKING_PASSWORD=hunter22\n", 0o444))
+
+
 def test_a_broken_line_is_named_by_its_number_and_not_shown(tmp_path: Path) -> None:
     for text in ("A=1\nhunter2secret\n", "A=1\nB='hunter2\n", "A=1\n=hunter2\n"):
         with pytest.raises(ConfigError, match=r"run\.env:2") as caught:

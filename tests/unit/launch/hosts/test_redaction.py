@@ -130,6 +130,10 @@ def test_of_secrets_that_overlap_no_piece_is_left(values: list[str], text: str) 
     assert shown == "<***>"
 
 
+def test_a_secret_that_overlaps_itself_leaves_no_piece() -> None:
+    assert Redactor({"A_KEY": "abcabcabc"})("<abcabcabcabc>") == "<***>"
+
+
 @given(text=st.text())
 @settings(max_examples=200, deadline=None)
 def test_text_without_secrets_stays_as_it_is(text: str) -> None:
