@@ -92,8 +92,13 @@ class Outcome:
 
         The peers of a rank that was killed notice within milliseconds, and may be heard first.
         """
-        failed = [(host, rank) for host, rank in self.ended if rank.code and rank.code != Preempted.exit_code]
-        fatal = [(host, rank) for host, rank in failed if rank.code in FATAL and not rank.ours]
+        failed = [
+            (host, rank)
+            for host, rank in self.ended
+            # one that we had to kill did not end because others had
+            if rank.code not in (0, Preempted.exit_code) and not rank.ours
+        ]
+        fatal = [(host, rank) for host, rank in failed if rank.code in FATAL]
         return next(iter(fatal + failed), None)
 
     @property

@@ -20,7 +20,7 @@ SCRIPT = ROOT / "docs" / "examples" / "launch" / "run.sh"
 # long enough that a fault comes before the end
 EPOCHS, SAVE = 20, 10
 ENDLESS = ("--set", "optim.epochs=2000")
-QUICK = ("--no-check", "--host-timeout", 10, "--grace", 5)
+QUICK = ("--no-check", "--host-timeout", 15, "--grace", 5)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_an_agent_that_is_stopped_loses_its_host_and_ends_its_ranks_when_it_goes
         agent.suspend()
         # its ranks live: asked to end, all save
         assert command.process.wait(TIMEOUT_S) == 75, command.told()
-        assert "host node2 is lost: no sign of life for 10 s" in command.told()
+        assert "host node2 is lost: no sign of life for 15 s" in command.told()
         agent.resume()
         wait_for(lambda: not agent.is_running() and not rank.is_running())
         assert cluster.strays() == []

@@ -140,6 +140,7 @@ def test_those_that_fail_because_one_was_killed_are_not_the_cause() -> None:
     assert Outcome([("a", peer), ("b", killed)]).code == 137
     # unless we had killed it, because it did not end
     assert Outcome([("a", peer), ("b", Ended(1, -signal.SIGKILL, [], ours=True))]).code == 70
+    assert Outcome([("b", Ended(1, -signal.SIGKILL, [], ours=True))], lost={"a": "no sign of life"}).cause is None
     # gloo aborts, when others have gone
     assert Outcome([("a", peer), ("b", Ended(1, -signal.SIGABRT, []))]).code == 70
 
