@@ -81,9 +81,13 @@ class Wish:
     deepspeed_config: str | None = None
 
     def recipe(self) -> Recipe:
-        """Read the recipe, or raise `ConfigError`."""
+        """Read the recipe, or raise `ConfigError`; also where a secret would stand on the command line of every rank."""
+        from launch.hosts.environment import refuse_secret_words
         from pretrain.config import load_recipe
 
+        for item in self.set_:
+            name, _, value = item.partition("=")
+            refuse_secret_words(f"--set {name}", value, "write it into the recipe")
         return load_recipe(self.config, self.set_)
 
     def folder(self, recipe: Recipe) -> Path:

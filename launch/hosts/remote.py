@@ -36,8 +36,12 @@ class Remote:
     def by(cls, command: str, silence_s: float = 0.0) -> Remote:
         """Return one for a command line like ``ssh -F config``, which gets the options of `SSH` unless it has them.
 
-        By itself ssh gives a host up that is silent for 15 s; it does not before ``silence_s``.
+        By itself ssh gives a host up that is silent for 15 s; it does not before ``silence_s``. Raises `ConfigError`
+        where a password stands there.
         """
+        from launch.hosts.environment import refuse_secret_words
+
+        refuse_secret_words("--ssh", command, "use a key, or export SSHPASS and give --ssh 'sshpass -e ssh'")
         words = shlex.split(command)
         return cls([*words, *SSH[1:], "-o", f"ServerAliveCountMax={max(3, math.ceil(silence_s / ALIVE_S) + 1)}"])
 
