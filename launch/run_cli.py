@@ -81,7 +81,7 @@ class Wish:
     deepspeed_config: str | None = None
 
     def recipe(self) -> Recipe:
-        """Read the recipe, or raise `ConfigError`; also where a secret would stand on the command line of every rank."""
+        """Read the recipe, or raise `ConfigError`; also where a secret would stand on the command line of ranks."""
         from launch.hosts.environment import refuse_secret_words
         from pretrain.config import load_recipe
 
