@@ -60,8 +60,10 @@ class HttpServer:
 
 
 @contextmanager
-def http_server(folder: Path, faults: Faults | None = None, *, stall_s: float = 60.0) -> Iterator[HttpServer]:
-    """Serve the files of a folder on loopback, range requests included."""
+def http_server(
+    folder: Path, faults: Faults | None = None, *, stall_s: float = 60.0, address: str = "127.0.0.1"
+) -> Iterator[HttpServer]:
+    """Serve the files of a folder, on loopback by default, range requests included."""
     state = HttpServer("", [], faults or Faults())
     over = threading.Event()
 
@@ -137,8 +139,8 @@ def http_server(folder: Path, faults: Faults | None = None, *, stall_s: float = 
         def handle_error(self, *_: Any) -> None:
             pass
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with Server((address, 0), Handler) as server:
+        state.url = f"http://{address}:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
