@@ -108,6 +108,13 @@ def test_at_most_as_many_ranks_compute_as_there_are_cores() -> None:
     assert times == pytest.approx([times[0], times[0], 2 * times[0], 4 * times[0]])
 
 
+def test_the_optimizer_is_divided_from_stage_1_on_and_crowds_wait_longer() -> None:
+    found = [step_time(changed(stage=stage), cluster(), 8).optimizer for stage in range(4)]
+    assert found == pytest.approx([0.006, 0.006 / 8, 0.006 / 8, 0.006 / 8])
+    alone, crowd = (step_time(changed(spread=0.01, busy=1.0), cluster(), 4, cores=cores).slowest for cores in (4, 2))
+    assert alone == pytest.approx(0.01 * slowest(4)) and crowd == pytest.approx(2 * alone)
+
+
 def test_the_slowest_of_many_is_later() -> None:
     found = [slowest(ranks) for ranks in COUNTS]
     assert found[0] == 0 and found == sorted(found)
