@@ -173,7 +173,7 @@ FAULTS = [
     ),
 ]  # fmt: skip
 QUICK = {"link of the other host down", "a host's ranks killed", "an agent stopped"}
-RELAUNCHED = {"link of the other host down", "a host dies"}
+RELAUNCHED = {"link of the controller's host down", "a host dies"}
 
 
 def name(fault: Fault) -> str:

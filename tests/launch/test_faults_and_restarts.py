@@ -119,6 +119,7 @@ def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
         assert whole_checkpoints(shop, "few") == [held.SAVE]
 
 
+@pytest.mark.slow
 def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Workshop) -> None:
     how = "SIGKILL to the ranks in the first evaluation, each time"
     with counted("restarts", "a crash in every attempt", how, 137) as row:
