@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from launch.hosts.remote import Remote
 from launch.hosts.trouble import explained
 from shards.errors import HostError
 
 MOST_AT_ONCE = 256
+T = TypeVar("T")
 
 
 def serve(orders: Mapping[str, Callable[..., Any]]) -> None:
@@ -59,6 +60,10 @@ def _parsed(line: str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
+class OrderError(HostError):
+    """What a host answers that could not do as it was told."""
+
+
 class Listener:
     """Gives orders to a module on a host, and waits for the answers; a context.
 
@@ -83,7 +88,7 @@ class Listener:
         self._complaints.start()
 
     def ask(self, order: str, patience_s: float, **request: Any) -> Any:
-        """Return the answer to an order, or raise `HostError` that names the host and says what to do."""
+        """Return the answer to an order; `OrderError` where it is an error, `HostError` where none comes."""
         assert self.process.stdin
         with suppress(OSError):
             self.process.stdin.write(json.dumps({"order": order, **request}) + "\n")
@@ -101,7 +106,7 @@ class Listener:
                 raise self._ended()
             answer = _parsed(line)
             if "error" in answer:
-                raise HostError(str(answer["error"]), where=self.host)
+                raise OrderError(str(answer["error"]), where=self.host)
             if "answer" in answer:
                 return answer["answer"]
 
@@ -157,21 +162,26 @@ def ask_all(
     answers, errors : dict
         By name of the host.
     """
+    own = {id(listener): more for listener, more in zip(listeners, each, strict=False)}
 
-    def one(number: int) -> Any:
+    def one(listener: Listener) -> Any:
         try:
-            return listeners[number].ask(order, patience_s, **request, **(each[number] if each else {}))
+            return listener.ask(order, patience_s, **request, **own.get(id(listener), {}))
         except HostError as error:
             return error
 
+    found = dict(zip((listener.host for listener in listeners), at_once(one, listeners), strict=True))
+    errors = {host: answer for host, answer in found.items() if isinstance(answer, HostError)}
+    return {host: answer for host, answer in found.items() if host not in errors}, errors
+
+
+def at_once(function: Callable[[Listener], T], listeners: Sequence[Listener]) -> list[T]:
+    """Return what a function gives for each listener, called for all of them at the same time."""
     with ThreadPoolExecutor(min(len(listeners), MOST_AT_ONCE) or 1) as pool:
         try:
-            answers = list(pool.map(one, range(len(listeners))))
+            return list(pool.map(function, listeners))
         except BaseException:
-            # Ctrl-C: the threads would go on to wait, and this process for them
+            # Ctrl-C: nobody is waited for
             for listener in listeners:
                 listener.process.kill()
             raise
-    found = dict(zip((listener.host for listener in listeners), answers, strict=True))
-    errors = {host: answer for host, answer in found.items() if isinstance(answer, HostError)}
-    return {host: answer for host, answer in found.items() if host not in errors}, errors

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launch.findings import Finding
 from launch.hosts import comparison, judgement
 from launch.hosts.hostfile import Host
-from launch.hosts.orders import Listener, ask_all
+from launch.hosts.orders import Listener, OrderError, ask_all, at_once
 from launch.hosts.remote import Remote
 from shards.errors import HostError
 
@@ -180,49 +180,60 @@ def _of_one(found: Mapping[str, Any], slots: Sequence[int]) -> Iterator[Finding]
     yield from judgement.accelerators(found["accelerators"], slots)
 
 
-def _offsets(listeners: Sequence[Listener], timeout_s: float) -> dict[str, tuple[float, float]]:
-    """Return how far each clock is ahead of this one, and half the time of the quickest of three questions."""
-    best: dict[str, tuple[float, float]] = {}
-    for listener in listeners:
+def _offset(listener: Listener, timeout_s: float) -> tuple[float, float] | None:
+    """Return how far a host's clock is ahead of this one, and half the time of the quickest of three questions."""
+    best: tuple[float, float] | None = None
+    with suppress(HostError):
         for _ in range(PINGS):
             began, at = time.perf_counter(), time.time()
-            with suppress(HostError):
-                theirs = listener.ask("clock", timeout_s)
-                half = (time.perf_counter() - began) / 2
-                if listener.host not in best or half < best[listener.host][1]:
-                    best[listener.host] = (theirs - at - half, half)
+            theirs = listener.ask("clock", timeout_s)
+            half = (time.perf_counter() - began) / 2
+            best = (theirs - at - half, half) if best is None or half < best[1] else best
     return best
+
+
+def _offsets(listeners: Sequence[Listener], timeout_s: float) -> dict[str, tuple[float, float]]:
+    found = at_once(lambda listener: _offset(listener, timeout_s), listeners)
+    return {listener.host: offset for listener, offset in zip(listeners, found, strict=True) if offset is not None}
 
 
 def _connected(listeners: Sequence[Listener], address: str, request: Request) -> tuple[int, list[Finding]]:
     """Open the port where the ranks will meet, and let every host connect to it."""
-    first, token = listeners[0], secrets.token_hex(8)
+    first, token, patience = listeners[0], secrets.token_hex(8), request.timeout_s
     try:
-        port = first.ask("open", request.timeout_s, port=request.port, token=token)
-    except HostError as error:
+        port = first.ask("open", patience, port=request.port, token=token)
+    except OrderError as error:
         do = "choose another --master-port, or end what listens there"
-        text = f"port {request.port} is not free: {error.what.partition(': ')[2]}"
+        text = f"port {request.port} is not free: {_reason(error)}"
         return request.port, [Finding("port", "failed", text, do, first.host)]
+    except HostError as error:
+        return request.port, list(_unreachable({first.host: error}))
     findings = [Finding("port", "ok", f"{port} is free", host=first.host)]
     if len(listeners) > 1:
-        patience = request.timeout_s / 2
-        times, errors = ask_all(
-            listeners, "reach", request.timeout_s, address=address, port=port, token=token, timeout_s=patience
-        )
-        for host, problem in errors.items():
-            why = problem.what.partition(": ")[2] or problem.what
-            findings.append(Finding("network", "failed", f"no connection to {address}:{port}: {why}", FIREWALL, host))
-        for host, seconds in times.items():
-            if seconds > SLOW_S:
-                text = f"{1e3 * seconds:.0f} ms to {address} and back"
-                findings.append(Finding("network", "warning", text, "see its cable and route: ping, mtr", host))
-        if times and not errors:
-            findings.append(
-                Finding("network", "ok", f"{1e3 * max(times.values()):.2g} ms to {address}:{port} and back")
-            )
+        findings += _reached(listeners, address, port, token, patience)
     with suppress(HostError):
-        first.ask("close", request.timeout_s)
+        first.ask("close", patience)
     return port, findings
+
+
+def _reached(
+    listeners: Sequence[Listener], address: str, port: int, token: str, patience_s: float
+) -> Iterator[Finding]:
+    times, errors = ask_all(
+        listeners, "reach", patience_s, address=address, port=port, token=token, timeout_s=patience_s / 2
+    )
+    for host, error in errors.items():
+        if isinstance(error, OrderError):
+            text = f"no connection to {address}:{port}: {_reason(error)}"
+            yield Finding("network", "failed", text, FIREWALL, host)
+        else:
+            yield from _unreachable({host: error})
+    slow = {host: seconds for host, seconds in times.items() if seconds > SLOW_S}
+    for host, seconds in slow.items():
+        text = f"{_ms(seconds)} to {address} and back"
+        yield Finding("network", "warning", text, "see its cable and route: ping, mtr", host)
+    if not errors and not slow:
+        yield Finding("network", "ok", f"{_ms(max(times.values()))} to {address}:{port} and back")
 
 
 def _collective(
@@ -252,7 +263,7 @@ def _collective(
     if results and not errors:
         speed = min(result["bytes_per_s"] for result in results.values())
         latency = max(result["latency_s"] for result in results.values())
-        text = f"{'nccl' if cuda else 'gloo'}, {speed / 1e6:.3g} MB/s, {1e3 * latency:.2g} ms"
+        text = f"{'nccl' if cuda else 'gloo'}, {speed / 1e6:.3g} MB/s, {_ms(latency)}"
         slow = speed < SLOW_BYTES_PER_S or latency > SLOW_S
         yield Finding(
             "collective", "warning" if slow else "ok", text, "see the network between the hosts" if slow else ""
@@ -263,6 +274,15 @@ def _unreachable(errors: Mapping[str, HostError]) -> Iterator[Finding]:
     for host, error in errors.items():
         why = f" ({error.why})" if error.why else ""
         yield Finding("host", "failed", f"{error.what}{why}", error.do or "", host)
+
+
+def _reason(error: OrderError) -> str:
+    """Return an error of a host without the name of its class."""
+    return error.what.partition(": ")[2] or error.what
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds > 0.01 else f"{1e3 * seconds:.2g} ms"
 
 
 def _address(hosts: Sequence[Host], request: Request) -> str:
