@@ -69,7 +69,7 @@ def _with_places(recipe: Recipe) -> dict[str, Any]:
 
 
 def _environment(here: int, folder: str) -> dict[str, str]:
-    """Return that of a rank alone, with the threads that one of ``here`` ranks gets; what it leaves is in ``folder``."""
+    """Return that of a rank alone, with the threads that one of ``here`` ranks gets; it writes to ``folder``."""
     place = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     mine = {name: value for name, value in os.environ.items() if name not in place}
     mine.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
