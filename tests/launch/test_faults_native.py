@@ -35,14 +35,33 @@ def whole(shop: Workshop) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something bad that is done to a native run whose ranks wait; `ends` says whether its command ends by itself."""
+    """Something bad that is done to a native run whose ranks wait.
+
+    Attributes
+    ----------
+    name, how : str
+        What it is, and how it is provoked.
+    provoke : callable
+        Does it.
+    code : object
+        Exit code of the command.
+    within : str
+        In what time it must have ended.
+    mend : callable, optional
+        Where the command does not end before: takes the fault away, once the ranks of the hosts `gone` have ended.
+    gone : tuple of int
+        Those hosts.
+    saved : bool
+        Whether the ranks save.
+    """
 
     name: str
     how: str
     provoke: Callable[[Launched], None]
     code: object = "not 0"
     within: str = "`--grace`"
-    ends: bool = True
+    mend: Callable[[Launched], None] | None = None
+    gone: tuple[int, ...] = (0, 1)
     saved: bool = False
 
 
@@ -50,16 +69,21 @@ def runner(number: signal.Signals) -> Callable[[Launched], None]:
     return lambda run: run.process.send_signal(number)
 
 
+WATCHED, NEVER = f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", "never; the ranks: `guards.hang_timeout_s` + 10 s"
 FAULTS = [
-    Fault("a rank killed", "SIGKILL", lambda run: run.rank(1).kill()),
-    Fault("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all()),
-    Fault("a rank stopped", f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", lambda run: run.rank(1).suspend()),
+    Fault("a rank killed", "SIGKILL", lambda run: run.rank(1).kill(), 247),
+    Fault("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all(), 255),
     Fault(
-        "link of the other host down", "its cable is cut", lambda run: run.cluster.nodes[1].wire(up=False), ends=False
+        "a rank stopped", WATCHED, lambda run: run.rank(1).suspend(), 7, f"{NEVER}, but for the one that is stopped",
+        lambda run: run.rank(1).resume(), (0,),
     ),
-    Fault("the runner killed", "SIGKILL", runner(signal.SIGKILL), saved=True),
-    Fault("the runner asked to end", "SIGTERM", runner(signal.SIGTERM), saved=True),
-]
+    Fault(
+        "link of the other host down", f"its cable is cut, guards.hang_timeout_s = {HANG_S}",
+        lambda run: run.cluster.nodes[1].wire(up=False), 7, NEVER, lambda run: run.cluster.nodes[1].mend(),
+    ),
+    Fault("the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL, saved=True),
+    Fault("the runner asked to end", "SIGTERM", runner(signal.SIGTERM), 1, saved=True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name.replace(" ", "-")) for f in FAULTS])
@@ -70,17 +94,17 @@ def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, 
             run.reached()
             fault.provoke(run)
             run.hold.release()
-            if not fault.ends:
-                # pdsh waits for its ssh as long as TCP does; the ranks do not
-                wait_for(lambda: not run.ranks(), HANG_S + 10 + LOST_S + WHOLE_S)
-                row["ranks ended"] = run.process.poll() is None
-                cluster.nodes[1].mend()
+            if fault.mend:
+                # pdsh waits for its ssh as long as TCP does, and launch.py for a rank that is stopped
+                wait_for(lambda: not run.ranks(*fault.gone), HANG_S + 10 + LOST_S + WHOLE_S)
+                assert run.process.poll() is None, run.told()
+                fault.mend(run)
             row["code"] = run.end(HANG_S + 10 + LOST_S + WHOLE_S)
             row["seconds"] = run.seconds
             run.alone()
             told = run.told()
-        assert row["code"] != 0, told
-        if fault.name in ("a rank stopped",):
+        assert row["code"] == fault.code, told
+        if fault.name == "a rank stopped":
             assert re.search("rank 1 of 2 hangs in step 8 .* on node2", told)
         expected = [held.SAVE, held.EXPECTED["step"]] if fault.saved else [held.SAVE]
         assert whole_checkpoints(shop, out) == expected, told
