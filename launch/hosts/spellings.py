@@ -27,7 +27,8 @@ def spellings(secret: str) -> set[str]:
     for line in lines:
         # the first and the last one of a key say only what it is
         if len(line) >= SURE_LINE and not line.startswith("-----"):
-            whole.add(line)
+            # what stands between them may be written in any way
+            whole |= {line, *_in_urls(line), *_in_base64(line)}
     return whole - {""}
 
 

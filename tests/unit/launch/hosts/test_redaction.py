@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from launch.hosts.redaction import ANYWHERE, PLAIN, Redactor, is_secret, redacted
 from tests.canaries import AWKWARD, CANARIES, KEY_LINES, PIECES, PRIVATE_KEY, SECRETS, found_in
+from tests.leaks import leaks_in
 
 SPELLED: dict[str, Callable[[str], str]] = {
     "itself": str,
@@ -219,3 +220,11 @@ def test_redaction_needs_no_heavy_import() -> None:
     code = f"import launch.hosts.redaction, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_lines_of_a_key_are_hidden_whatever_is_between_them_and_around() -> None:
+    hide = Redactor(CANARIES)
+    for written in (json.dumps(CANARIES), json.dumps(json.dumps(CANARIES)), urlencode(CANARIES), repr(CANARIES)):
+        for start in range(3):
+            shown = hide(base64.b64encode(f"{' ' * start}{written}".encode()).decode())
+            assert not leaks_in(shown.encode())
