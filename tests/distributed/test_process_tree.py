@@ -67,13 +67,15 @@ class Tree:
         self.waiting = list(waiting)
         self.members = {"top": psutil.Process(self.process.pid)}
         for process in self.members["top"].children(recursive=True):
-            words = process.cmdline()
-            if str(SCRIPT) in words and (rank := process.environ().get("RANK")):
-                self.members[f"rank{rank}"] = process
-            elif "deepspeed.launcher.launch" in words:
-                self.members["launch"] = process
-            elif "launch.hosts.agent" in words:
-                self.members["agent"] = process
+            # what a rank runs for a moment may be gone by now
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if str(SCRIPT) in words and (rank := process.environ().get("RANK")):
+                    self.members[f"rank{rank}"] = process
+                elif "deepspeed.launcher.launch" in words:
+                    self.members["launch"] = process
+                elif "launch.hosts.agent" in words:
+                    self.members["agent"] = process
 
     def __enter__(self) -> Tree:
         return self
