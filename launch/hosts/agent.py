@@ -162,13 +162,15 @@ class Agent:
         self._reap()
         self._pass_on()
         running = [rank for rank in self.ranks if rank.code is None]
-        left = descendants()
+        late = self.deadline is not None and self.looked > self.deadline
+        # it looks at every process of the host, which may be many: not while there is no need
+        left = descendants() if late or not running else []
         if not running and left and self.deadline is None:
             for process in left:
                 with suppress(psutil.Error):
                     process.terminate()
             self._by(ORPHANS_S)
-        if self.deadline is not None and self.looked > self.deadline:
+        if late:
             for rank in running:
                 rank.killed = True
             kill(left)

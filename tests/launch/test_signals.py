@@ -42,7 +42,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(shop, "-").items():
             patch.setenv(name, value)
+        # tests in the background, or under nohup, ignore some, and so would all that they start
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
         yield shop
+        for number, handler in before.items():
+            signal.signal(number, handler)
     good = sum(found.startswith("ok") for found in TABLE.values())
     print(f"\n{good} of {len(TABLE)} requests to end: saved once, nobody left behind, resumed bit for bit")
 
@@ -161,12 +167,12 @@ class Held:
         """Return once a rank knows that it is to end."""
         wait_for(lambda: (self.out / REQUEST).exists() or self.process.poll() is not None)
 
-    def release(self) -> tuple[int, float]:
+    def release(self, within_s: float = NOBODY_S) -> tuple[int, float]:
         """Let the ranks go on; exit code, and seconds until nobody is left."""
         began = time.monotonic()
         self.hold.release()
         code = self.process.wait(TIMEOUT_S)
-        wait_for(lambda: not self.cluster.strays(), NOBODY_S)
+        wait_for(lambda: not self.cluster.strays(), within_s)
         return code, time.monotonic() - began
 
     def asked(self) -> tuple[int, float]:
@@ -386,7 +392,7 @@ def test_other_launchers_end_saved_and_leave_nobody(
     TABLE[words] = "failed"
     with Held(cluster, shop, out, "step", commands=launcher(cluster, shop, out)) as held:
         held.signal(target, number)
-        code, seconds = held.release() if case in UNHEARD | BROKEN else held.asked()
+        code, seconds = held.release(TIMEOUT_S) if case in UNHEARD | BROKEN else held.asked()
         if case in UNHEARD:
             # it goes on as if nothing had been said, and its output still comes
             assert shop.same(out, whole(2))
