@@ -185,7 +185,7 @@ def launch_run(
         grace_s=grace,
     )
     if check:
-        _check(hosts[: max_hosts or None], job, wish, recipe, remote)
+        _check(hosts[: max_hosts or None], job, wish, recipe, remote, min_hosts)
     if stage:
         job = replace(job, environment={**variables, **_staged(remote, hosts, recipe, stage, variables)})
     raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts)))
@@ -220,13 +220,26 @@ def pretrain(
     raise typer.Exit(_run(hosts, job, wish, Remote(), Elastic(restarts)))
 
 
-def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: Remote) -> None:
-    """Raise `HostError` where the hosts are not ready; say what may go wrong."""
+def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: Remote, least: int) -> None:
+    """Raise `HostError` where the hosts are not ready; say what may go wrong.
+
+    Parameters
+    ----------
+    least : int
+        Number of hosts with which the run may start although the others cannot be reached; 0: it needs all.
+    """
     from launch.findings import as_lines, refuse
-    from launch.hosts.preflight import preflight
+    from launch.hosts.preflight import preflight, unreachable
 
     request = wish.request(recipe, job.environment, job.address, job.port)
     findings = preflight(remote, hosts, request)
+    away = unreachable(findings)
+    rest = [host for host in hosts if host.name not in away]
+    if away and 0 < least <= len(rest):
+        typer.echo(f"matloom: goes on without {', '.join(away)}, not reached", err=True)
+        # where the ranks meet is another one than before, if the first is away
+        request = replace(request, address=job.address if rest[0] is hosts[0] else None)
+        findings = preflight(remote, rest, request)
     for line in as_lines([finding for finding in findings if finding.status == "warning"]):
         typer.echo(line, err=True)
     refuse(findings)

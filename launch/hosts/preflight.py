@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SLOW_S = 0.2
 SLOW_BYTES_PER_S = 10e6
 PINGS = 3
+# what a host's finding is called that says that nothing can be found there
+UNREACHED = "host"
 FIREWALL = "see whether a firewall drops it, and whether --master-addr is on a network that all hosts share"
 
 
@@ -125,6 +127,11 @@ def preflight(
         report("one rank a host adds up tensors for a second")
         findings += _collective(remote, hosts, request, port, facts)
     return findings
+
+
+def unreachable(findings: Sequence[Finding]) -> list[str]:
+    """Return the hosts that could not be asked."""
+    return [finding.host for finding in findings if finding.name == UNREACHED and finding.status == "failed"]
 
 
 @contextmanager
@@ -273,7 +280,7 @@ def _collective(
 def _unreachable(errors: Mapping[str, HostError]) -> Iterator[Finding]:
     for host, error in errors.items():
         why = f" ({error.why})" if error.why else ""
-        yield Finding("host", "failed", f"{error.what}{why}", error.do or "", host)
+        yield Finding(UNREACHED, "failed", f"{error.what}{why}", error.do or "", host)
 
 
 def _reason(error: OrderError) -> str:

@@ -176,6 +176,16 @@ def test_a_host_that_is_not_there_is_named_before_anything_runs(cluster: Cluster
     assert not (shop.folder / out / "logs").exists()
 
 
+def test_hosts_that_are_enough_start_without_one_that_is_away(cluster: Cluster, shop: Workshop, alone: str) -> None:
+    cluster.nodes[1].stop_sshd()
+    with Command(cluster, shop, "enough", "--min-hosts", 1, "--host-timeout", 15) as command:
+        assert command.wait() == 0, command.told()
+        told = command.told()
+    assert "goes on without node2, not reached" in told
+    assert attempts(shop, "enough") == [1]
+    assert close(shop, "enough", alone)
+
+
 def test_a_rank_that_is_killed_is_named_and_all_start_again(cluster: Cluster, shop: Workshop, alone: str) -> None:
     with Command(cluster, shop, "again", *QUICK) as command:
         command.trained(SAVE + 2)
