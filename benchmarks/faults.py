@@ -38,8 +38,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         seconds = [row["seconds"] for row in group if "seconds" in row]
         took = f"{median(seconds):.0f}, {max(seconds):.0f}" if seconds else ""
         good = sum(row["good"] for row in group)
-        cells = [name, last["how"], last.get("within", ""), last["expected"], took, f"{good} of {len(group)}"]
-        groups[last.get("group", "")].append(f"| {' | '.join(map(str, cells))} |")
+        cells = [name, last["how"], last["within"], last["expected"], took, f"{good} of {len(group)}"]
+        groups[last["group"]].append(f"| {' | '.join(map(str, cells))} |")
     lines = []
     for title, found in groups.items():
         head = "| fault | how | ends within | exit code | seconds: median, most | as it must |"

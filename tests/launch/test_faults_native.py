@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.signals import REQUEST
 from tests.distributed import held
 from tests.distributed.runs import Workshop
 from tests.launch.faulty import HANG_S, LOST_S, WHOLE_S, Launched, counted, reference, resumed, whole_checkpoints
@@ -51,8 +52,10 @@ class Fault:
         Where the command does not end before: takes the fault away, once the ranks of the hosts `gone` have ended.
     gone : tuple of int
         Those hosts.
-    saved : bool
-        Whether the ranks save.
+    asked : bool
+        Whether the ranks learn that they are to end; they go on only then.
+    steps : tuple of int
+        The checkpoints that are there then.
     """
 
     name: str
@@ -62,7 +65,8 @@ class Fault:
     within: str = "`--grace`"
     mend: Callable[[Launched], None] | None = None
     gone: tuple[int, ...] = (0, 1)
-    saved: bool = False
+    asked: bool = False
+    steps: tuple[int, ...] = (held.SAVE,)
 
 
 def runner(number: signal.Signals) -> Callable[[Launched], None]:
@@ -70,6 +74,7 @@ def runner(number: signal.Signals) -> Callable[[Launched], None]:
 
 
 WATCHED, NEVER = f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", "never; the ranks: `guards.hang_timeout_s` + 10 s"
+# pdsh outlives its runner, and the ranks train on under it
 FAULTS = [
     Fault("a rank killed", "SIGKILL", lambda run: run.rank(1).kill(), 247),
     Fault("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all(), 255),
@@ -81,8 +86,14 @@ FAULTS = [
         "link of the other host down", f"its cable is cut, guards.hang_timeout_s = {HANG_S}",
         lambda run: run.cluster.nodes[1].wire(up=False), 7, NEVER, lambda run: run.cluster.nodes[1].mend(),
     ),
-    Fault("the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL, saved=True),
-    Fault("the runner asked to end", "SIGTERM", runner(signal.SIGTERM), 1, saved=True),
+    Fault(
+        "the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL, "the end of the training",
+        steps=(10, 12),
+    ),
+    Fault(
+        "the runner asked to end", "SIGTERM", runner(signal.SIGTERM), 1, "30 s", asked=True,
+        steps=(held.SAVE, held.EXPECTED["step"]),
+    ),
 ]  # fmt: skip
 
 
@@ -93,6 +104,8 @@ def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, 
         with Launched(cluster, shop, out, *HANGS, native=True) as run:
             run.reached()
             fault.provoke(run)
+            if fault.asked:
+                wait_for((run.out / REQUEST).exists)
             run.hold.release()
             if fault.mend:
                 # pdsh waits for its ssh as long as TCP does, and launch.py for a rank that is stopped
@@ -106,6 +119,5 @@ def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, 
         assert row["code"] == fault.code, told
         if fault.name == "a rank stopped":
             assert re.search("rank 1 of 2 hangs in step 8 .* on node2", told)
-        expected = [held.SAVE, held.EXPECTED["step"]] if fault.saved else [held.SAVE]
-        assert whole_checkpoints(shop, out) == expected, told
+        assert whole_checkpoints(shop, out) == list(fault.steps), told
         resumed(cluster, shop, out, whole, relaunch=False)
