@@ -257,13 +257,14 @@ def _staged(
 
 
 def _run(hosts: Sequence[Host], job: Job, wish: Wish, remote: Remote, elastic: Elastic) -> int:
-    from launch.hosts.controller import show
     from launch.hosts.redaction import Redactor
     from launch.hosts.restarts import Run
+    from launch.hosts.terminal import Terminal
 
     redact = Redactor({**os.environ, **job.environment})
     again = wish.command("auto")
-    return Run(hosts, job, again, remote, elastic, lambda text, error: show(redact(text), error)).run()
+    with Terminal(redact) as terminal:
+        return Run(hosts, job, again, remote, elastic, terminal.show).run()
 
 
 def _this_host(ranks: int) -> list[Host]:

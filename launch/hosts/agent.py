@@ -234,6 +234,8 @@ def main() -> None:
     # nothing else may write there
     to_controller = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # a greeting of the shell may have left its line open
+    to_controller.write("\n")
     adopt_orphans()
     agent = Agent(Sender(to_controller))
     for number in CAUGHT:

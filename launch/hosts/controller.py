@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -319,9 +318,3 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def show(text: str, error: bool = False) -> None:
-    """Print a line; a terminal that has gone away is no reason to end a run."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)

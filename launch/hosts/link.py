@@ -98,7 +98,7 @@ class Link:
             self.events.put((self, message))
 
     def _warn(self, line: str | None) -> None:
-        if line is not None:
+        if line:
             self.words.append(line)
             if self.here is not None:
                 self.events.put((self, Output(f"{self.host.name}: {line}", error=True)))

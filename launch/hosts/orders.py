@@ -32,6 +32,8 @@ def serve(orders: Mapping[str, Callable[..., Any]]) -> None:
     # whatever libraries print must not get between the answers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # a greeting of the shell may have left its line open
+    answers.write("\n")
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(requests,), daemon=True).start()
     while True:

@@ -18,6 +18,7 @@ from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Link, connect
 from launch.hosts.messages import Ended
+from launch.hosts.orders import Listener
 from launch.hosts.remote import Remote
 from pretrain.watchdog import REPORT
 
@@ -233,7 +234,7 @@ def test_ranks_that_cannot_start_end_it_for_all(stage: Stage) -> None:
 
 
 def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch.hosts.controller import show
+    from launch.hosts.terminal import show
 
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -253,6 +254,26 @@ class Fails(Remote):
 def test_a_host_that_does_not_answer_has_last_words() -> None:
     links, failed = connect([Host("away", (0,))], Fails(), queue.SimpleQueue(), 60)
     assert not links and failed == {"away": "ssh: cannot reach away; exit code 255"}
+
+
+class Greets(Remote):
+    """Reaches a host whose shell greets whoever comes, on one line or several, and ends none of them."""
+
+    def command(self, host: str, module: str) -> list[str]:
+        greeting = f'printf "{{}}\\nnull\\n[1]\\nWelcome to {host}"; exec "$@"'
+        return ["sh", "-c", greeting, "sh", sys.executable, "-m", module]
+
+
+def test_a_greeting_is_no_word_of_the_agent() -> None:
+    (link,), failed = connect([Host("polite", (0,))], Greets(), queue.SimpleQueue(), 60)
+    assert link.here is not None and not failed
+    assert list(link.words) == ["{}", "null", "[1]", "Welcome to polite"]
+    link.close()
+    listener = Listener("polite", Greets(), "launch.hosts.examine")
+    try:
+        assert isinstance(listener.ask("clock", 60), float)
+    finally:
+        listener.close()
 
 
 class Silent(Remote):
