@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.signals import REQUEST
 from tests.distributed import held
 from tests.distributed.runs import Workshop
 from tests.launch.faulty import HANG_S, LOST_S, WHOLE_S, Launched, counted, reference, resumed, whole_checkpoints
@@ -52,8 +51,6 @@ class Fault:
         Where the command does not end before: takes the fault away, once the ranks of the hosts `gone` have ended.
     gone : tuple of int
         Those hosts.
-    asked : bool
-        Whether the ranks learn that they are to end; they go on only then.
     steps : tuple of int
         The checkpoints that are there then.
     """
@@ -65,7 +62,6 @@ class Fault:
     within: str = "`--grace`"
     mend: Callable[[Launched], None] | None = None
     gone: tuple[int, ...] = (0, 1)
-    asked: bool = False
     steps: tuple[int, ...] = (held.SAVE,)
 
 
@@ -90,10 +86,6 @@ FAULTS = [
         "the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL, "the end of the training",
         steps=(10, 12),
     ),
-    Fault(
-        "the runner asked to end", "SIGTERM", runner(signal.SIGTERM), 1, "30 s", asked=True,
-        steps=(held.SAVE, held.EXPECTED["step"]),
-    ),
 ]  # fmt: skip
 
 
@@ -104,8 +96,6 @@ def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, 
         with Launched(cluster, shop, out, *HANGS, native=True) as run:
             run.reached()
             fault.provoke(run)
-            if fault.asked:
-                wait_for((run.out / REQUEST).exists)
             run.hold.release()
             if fault.mend:
                 # pdsh waits for its ssh as long as TCP does, and launch.py for a rank that is stopped
