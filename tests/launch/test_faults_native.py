@@ -59,7 +59,7 @@ class Fault:
     how: str
     provoke: Callable[[Launched], None]
     code: object = "not 0"
-    within: str = "`--grace`"
+    within: str = "at once"
     mend: Callable[[Launched], None] | None = None
     gone: tuple[int, ...] = (0, 1)
     steps: tuple[int, ...] = (held.SAVE,)
