@@ -184,7 +184,7 @@ def nobody_else_knows(blabbing: Blabbing, watch: Watch, *kinds: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_of_mlflow_a_hang_and_a_lost_host(cluster: Cluster, blabbing: Blabbing) -> None:
+def test_a_server_of_mlflow_and_a_hang(cluster: Cluster, blabbing: Blabbing) -> None:
     port, shop = free_port(), blabbing.shop
     words = [
         Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", port, "--workers", 1,
@@ -200,17 +200,13 @@ def test_a_server_of_mlflow_a_hang_and_a_lost_host(cluster: Cluster, blabbing: B
             # not `wait`: the server is no stray
             assert command.process.wait(300) == 0, command.told()
             assert list((shop.folder / "server").rglob("artifacts/*/*.csv")), command.told()
-        # a rank that is stopped hangs the other: stacks are written down, then its host is lost too
+        # a rank that is stopped hangs the other: stacks are written down
         hang = [*options(blabbing), "--restarts", 0, "--set", "guards.hang_timeout_s=10", "--set", "optim.epochs=9999"]
         blabbing.env["MLFLOW_TRACKING_URI"] = f"http://matloom:{URI_PASSWORD}@127.0.0.1:9"
         with Command(cluster, shop, "hangs", *hang) as command:
             command.trained(3)
             command.rank(1).suspend()
             assert command.process.wait(300) == 7, command.told()
-        with Command(cluster, shop, "lost", *hang) as command:
-            command.trained(3)
-            cluster.nodes[1].kill_all()
-            assert command.process.wait(300) == 8, command.told()
     assert list(shop.folder.rglob("hang.txt"))
     nobody_else_knows(blabbing, watch, ".log", ".jsonl", ".json", ".db", ".txt")
 
@@ -236,9 +232,10 @@ def test_what_deepspeeds_command_would_print_a_file_keeps(
 ) -> None:
     for name in CANARIES:
         monkeypatch.delenv(name, raising=False)
-    password = {"MLFLOW_TRACKING_PASSWORD": CANARIES["MLFLOW_TRACKING_PASSWORD"]}
-    told = natively(cluster, blabbing, "printed", "--help", **password)
-    assert "MLFLOW_TRACKING_PASSWORD" in leaks_in(told.encode())
+    # one with quotes would break the command line on which it puts it
+    token = {"MLFLOW_TRACKING_TOKEN": CANARIES["MLFLOW_TRACKING_TOKEN"]}
+    told = natively(cluster, blabbing, "printed", "--help", **token)
+    assert "MLFLOW_TRACKING_TOKEN" in leaks_in(told.encode())
     (blabbing.shop.folder / "printed.log").unlink()
     with Watch(cluster) as watch:
         words = ["--config", blabbing.shop.recipe, "--out", blabbing.shop.folder / "kept"]

@@ -165,7 +165,7 @@ class Held:
 
     def noticed(self) -> None:
         """Return once a rank knows that it is to end."""
-        wait_for(lambda: (self.out / REQUEST).exists() or self.process.poll() is not None)
+        wait_for((self.out / REQUEST).exists)
 
     def release(self, within_s: float = NOBODY_S) -> tuple[int, float]:
         """Let the ranks go on; exit code, and seconds until nobody is left."""
