@@ -83,7 +83,9 @@ def test_config_schema_lists_plugins() -> None:
 
 
 def test_dry_run_prints_what_every_rank_runs() -> None:
-    text = quick("pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--calibrate", 0, "--json")
+    text = quick(
+        "pretrain", "recipes/demo.toml", "--accelerators", 2, "--resume", "--dry-run", "--calibrate", 0, "--json"
+    )
     plan = json.loads(text)
     command = plan["command"]
     assert command[:2] == [sys.executable, "-u"]
