@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launch.options import Config, Json, Out, Set
+from launch.options import (
+    Config,
+    Env,
+    EnvFile,
+    Exclude,
+    Hostfile,
+    Include,
+    Json,
+    MasterAddr,
+    MasterPort,
+    Out,
+    Set,
+    Ssh,
+)
 from launch.run_cli import DeepspeedConfig, Wish, chosen_hosts, refuse_contradictions
 
 
@@ -18,18 +30,14 @@ def launch_check(
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
     deepspeed_config: DeepspeedConfig = None,
-    hostfile: Annotated[Path | None, typer.Option(help="A host a line, 'NAME slots=RANKS'; none: this host.")] = None,
-    include: Annotated[str, typer.Option(help="Only these, as in 'worker-0@worker-1:0,2'.")] = "",
-    exclude: Annotated[str, typer.Option(help="All but these.")] = "",
-    master_addr: Annotated[str | None, typer.Option(help="Of the first host; default: its name.")] = None,
-    master_port: Annotated[int, typer.Option(min=0, max=65535, help="On the first host; 0: a free one.")] = 0,
-    ssh: Annotated[str, typer.Option(help="How to reach hosts, as in 'ssh -F config'.")] = "ssh",
-    env: Annotated[
-        list[str], typer.Option("--env", metavar="NAME[=VALUE]", help="Give the ranks this variable too.")
-    ] = [],  # noqa: B006
-    env_file: Annotated[
-        Path | None, typer.Option(help="NAME=VALUE lines for the ranks; of mode 600 where one is a secret.")
-    ] = None,
+    hostfile: Hostfile = None,
+    include: Include = "",
+    exclude: Exclude = "",
+    master_addr: MasterAddr = None,
+    master_port: MasterPort = 0,
+    ssh: Ssh = "ssh",
+    env: Env = [],  # noqa: B006
+    env_file: EnvFile = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a host may take for an answer.")] = 60,
     as_json: Json = False,
 ) -> None:

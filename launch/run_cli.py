@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from launch.options import Config, Json, Out, Set
+from launch.options import (
+    Config,
+    Env,
+    EnvFile,
+    Exclude,
+    Hostfile,
+    Include,
+    Json,
+    MasterAddr,
+    MasterPort,
+    Out,
+    Set,
+    Ssh,
+)
 from launch.start import HERE
 
 if TYPE_CHECKING:
@@ -136,21 +149,17 @@ def launch_run(
     out: Out = None,
     resume: Resume = None,
     deepspeed_config: DeepspeedConfig = None,
-    hostfile: Annotated[Path | None, typer.Option(help="A host a line, 'NAME slots=RANKS'; none: this host.")] = None,
-    include: Annotated[str, typer.Option(help="Only these, as in 'worker-0@worker-1:0,2'.")] = "",
-    exclude: Annotated[str, typer.Option(help="All but these.")] = "",
+    hostfile: Hostfile = None,
+    include: Include = "",
+    exclude: Exclude = "",
     restarts: Restarts = 3,
     min_hosts: Annotated[int, typer.Option(min=0, help="Hosts it needs; 0: all at first, one for restarts.")] = 0,
     max_hosts: Annotated[int, typer.Option(min=0, help="Hosts it uses, the others are spare; 0: all.")] = 0,
-    master_addr: Annotated[str | None, typer.Option(help="Of the first host; default: its name.")] = None,
-    master_port: Annotated[int, typer.Option(min=0, max=65535, help="On the first host; 0: a free one.")] = 0,
-    ssh: Annotated[str, typer.Option(help="How to reach hosts, as in 'ssh -F config'.")] = "ssh",
-    env: Annotated[
-        list[str], typer.Option("--env", metavar="NAME[=VALUE]", help="Give the ranks this variable too.")
-    ] = [],  # noqa: B006
-    env_file: Annotated[
-        Path | None, typer.Option(help="NAME=VALUE lines for the ranks; of mode 600 where one is a secret.")
-    ] = None,
+    master_addr: MasterAddr = None,
+    master_port: MasterPort = 0,
+    ssh: Ssh = "ssh",
+    env: Env = [],  # noqa: B006
+    env_file: EnvFile = None,
     check: Annotated[bool, typer.Option(help="Look first whether all hosts are ready: same code, data, ports.")] = True,
     stage: Annotated[
         Path | None, typer.Option(help="Folder on every host's own disk that gets verified copies of the data first.")
