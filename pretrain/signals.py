@@ -24,6 +24,8 @@ CAUGHT = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 PREEMPTED = "preempted.json"
 # written by the rank that was asked, for ranks that wait for data and meet nobody in a collective
 REQUEST = ".preempting"
+# how ranks end that their watchdog finds hanging, and its report in the run's folder
+EXIT_HANG, HANG_REPORT = 7, "hang.txt"
 LOOK_S = 1.0
 
 

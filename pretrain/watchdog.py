@@ -24,9 +24,9 @@ from typing import TextIO
 import psutil
 
 from pretrain.export import write_json
+from pretrain.signals import EXIT_HANG, HANG_REPORT
 
-EXIT_HANG = 7
-FOLDER, REPORT, ASKED = "watchdog", "hang.txt", "asked"
+FOLDER, ASKED = "watchdog", "asked"
 # the innermost frame of a thread that waits for other ranks lies here: that of backward passes is one of its own
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 # the main thread waits here for the result of a collective that runs on a GPU
@@ -169,7 +169,7 @@ class Watchdog:
                 lines += [f"stacks of rank {rank}:", self._file("stacks", rank).read_text()]
         text = "\n".join(lines)
         with suppress(OSError):
-            (self.folder / REPORT).write_text(text + "\n")
+            (self.folder / HANG_REPORT).write_text(text + "\n")
         print(f"matloom: {text}", file=sys.stderr, flush=True)
         for rank in states:
             _kill(named[rank])

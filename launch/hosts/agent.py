@@ -36,9 +36,9 @@ from launch.hosts.messages import (
 from launch.hosts.processes import Rank, adopt_orphans, catches, descendants, kill
 from launch.hosts.redaction import Redactor
 from launch.network import interface_towards, resolved
+from pretrain.signals import CAUGHT
 from shards.errors import HostError
 
-CAUGHT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 LOOK_S = 0.1
 # what ranks leave behind gets this long after TERM
 ORPHANS_S = 5.0

@@ -18,11 +18,11 @@ from types import TracebackType
 
 import psutil
 
-from launch.hosts.agent import CAUGHT, ORPHANS_S
+from launch.hosts.agent import ORPHANS_S
 from launch.hosts.link import Link
 from launch.hosts.messages import End, Ended, Message, Output, Refused, Signal, Start
 from launch.hosts.processes import adopt_orphans, descendants, kill
-from pretrain.signals import PREEMPTED, Preempted
+from pretrain.signals import CAUGHT, EXIT_HANG, HANG_REPORT, PREEMPTED, Preempted
 from shards.errors import HostError
 
 LOOK_S = 0.2
@@ -305,12 +305,9 @@ def report(outcome: Outcome, logs: Path, out: Path, show: Callable[[str, bool], 
         # the first rank's lines have been shown
         for line in rank.lines:
             show(f"  | {line}", True)
-    # it imports what a controller does without
-    from pretrain.watchdog import EXIT_HANG, REPORT
-
     if rank.code == EXIT_HANG:
         with suppress(OSError):
-            show((out / REPORT).read_text().rstrip("\n"), True)
+            show((out / HANG_REPORT).read_text().rstrip("\n"), True)
 
 
 def _name(number: int) -> str:

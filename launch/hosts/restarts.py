@@ -16,10 +16,9 @@ from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Events, Link, connect
 from launch.hosts.remote import Remote
-from pretrain.signals import PREEMPTED
+from pretrain.signals import EXIT_HANG, PREEMPTED
 from shards.errors import HostError, MatloomError
 
-EXIT_HANG = 7
 # what another attempt may mend; not what is wrong with the recipe, the data or the training
 MENDABLE = {EXIT_HANG, MatloomError.exit_code, HostError.exit_code}
 LOGS = "logs"

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.signals import REQUEST
+from pretrain.signals import HANG_REPORT, REQUEST
 from pretrain.watchdog import FOLDER as WATCHED
-from pretrain.watchdog import REPORT
 from tests.distributed.ranks import TIMEOUT_S
 from tests.distributed.runs import Hold, Ranks, Workshop
 
@@ -149,5 +148,5 @@ def test_what_was_ended_early_resumes_bit_for_bit(
     ):
         assert code == 0, told
         assert shop.same(name, whole), name
-        for left in ("preempted.json", WATCHED, REPORT):
+        for left in ("preempted.json", WATCHED, HANG_REPORT):
             assert not (shop.folder / name / left).exists()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.watchdog import EXIT_HANG, REPORT, Position, culprit
+from pretrain.signals import EXIT_HANG, HANG_REPORT
+from pretrain.watchdog import Position, culprit
 from tests.distributed.runs import Hold, Ranks, Workshop
 
 WORLD, STEP, TIMEOUT_S = 2, 4, 3.0
@@ -58,7 +59,7 @@ def test_the_run_ends_and_names_the_rank_that_hangs(shop: Workshop, hung: tuple[
     name, codes, told = hung
     # one that was stopped is made to write its stacks, and may find the time to end by itself
     assert codes[0] == EXIT_HANG and codes[1] in (EXIT_HANG, -signal.SIGKILL), told
-    report = (shop.folder / name / REPORT).read_text()
+    report = (shop.folder / name / HANG_REPORT).read_text()
     assert report in told
     phase = "forward and backward, here at distributed/runs.py" if name == "waits" else "does not answer: stopped"
     assert report.startswith(f"rank 1 of 2 hangs in step {STEP} ({phase}"), report
@@ -66,7 +67,7 @@ def test_the_run_ends_and_names_the_rank_that_hangs(shop: Workshop, hung: tuple[
 
 
 def test_the_report_has_the_stacks_of_all_threads(shop: Workshop, hung: tuple[str, list[int | None], str]) -> None:
-    report = (shop.folder / hung[0] / REPORT).read_text()
+    report = (shop.folder / hung[0] / HANG_REPORT).read_text()
     guilty, innocent = report.split("stacks of rank 1:")[1].split("stacks of rank 0:")
     assert "in stuck" in guilty and "in here" in guilty and "in _watch" in guilty
     assert "in stuck" not in innocent and "gather.py" in innocent

@@ -20,7 +20,7 @@ from launch.hosts.link import Link, connect
 from launch.hosts.messages import Ended
 from launch.hosts.orders import Listener
 from launch.hosts.remote import Remote
-from pretrain.watchdog import REPORT
+from pretrain.signals import HANG_REPORT
 
 # a rank that can be asked to end; `first` and `second` say what else it does
 POLITE = """
@@ -170,7 +170,7 @@ def test_what_all_ranks_find_out_the_first_one_has_said(stage: Stage) -> None:
 
 
 def test_a_hang_is_explained_by_the_watchdogs_report(stage: Stage) -> None:
-    (stage.folder / REPORT).write_text("rank 1 of 2 hangs in step 3\n")
+    (stage.folder / HANG_REPORT).write_text("rank 1 of 2 hangs in step 3\n")
     report(Outcome([("a", Ended(0, 7, []))]), stage.folder / "logs", stage.folder, stage._show)
     assert stage.shown[-1] == "rank 1 of 2 hangs in step 3"
 
