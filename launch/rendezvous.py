@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.network import contacts_in, reachable_address
+from pretrain.ports import free_port
 from shards.errors import ConfigError, HostError
 
 PREFIX = ".rendezvous-"
@@ -58,7 +59,8 @@ def publish(folder: Path, environment: Mapping[str, str], *, local: bool) -> tup
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{PREFIX}*"):
         old.unlink(missing_ok=True)
-    port = _free_port()
+    # of all interfaces, as the store of rank 0 will listen
+    port = free_port("")
     meeting = {"address": address, "port": port, "host": socket.gethostname()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(meeting))
@@ -98,13 +100,6 @@ def _path(folder: Path, environment: Mapping[str, str]) -> Path:
             do="export MASTER_ADDR=FIRST_HOST MASTER_PORT=29500, and have it pass them on (-genv, -x, -env)",
         )
     return folder / f"{PREFIX}{job}.json"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        # of all interfaces, as the store of rank 0 will listen
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _remove(path: Path) -> None:
