@@ -23,6 +23,25 @@ AUTO = "auto"
 # torch.optim.AdamW's
 EPSILON = 1e-8
 Table = Mapping[str, Any]
+# what no recipe says otherwise
+FIXED: Table = {
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "checkpoint": {
+        "tag_validation": "Warn",
+        "load_universal": False,
+        "use_node_local_storage": False,
+        "parallel_write": {"pipeline_stage": False},
+    },
+    # instead of optim.checkpoint_activations, which DeepSpeed's own does not equal
+    "activation_checkpointing": {
+        "partition_activations": False,
+        "number_checkpoints": None,
+        "contiguous_memory_optimization": False,
+        "synchronize_checkpoint_boundary": False,
+        "profile": False,
+        "cpu_checkpointing": False,
+    },
+}
 
 
 def recipe_settings(
@@ -41,8 +60,6 @@ def recipe_settings(
     precision : str
         ``fp32``, ``bf16`` or ``fp16``.
     """
-    low = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
-    scale = LossScale()
     adam = {"lr": optim.lr, "betas": list(optim.betas), "eps": EPSILON, "weight_decay": optim.weight_decay}
     # of WarmupCosineLR, and what transformers calls the ends of the warm-up
     cosine = {
@@ -58,6 +75,15 @@ def recipe_settings(
         "gradient_clipping": optim.grad_clip,
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": True, "adam_w_mode": True}},
         "scheduler": {"type": "WarmupCosineLR", "params": {**cosine, **warmup}},
+        **_precision(precision),
+        **FIXED,
+    }
+
+
+def _precision(precision: str) -> dict[str, Any]:
+    low = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    scale = LossScale()
+    return {
         "fp16": {
             "enabled": precision == "fp16",
             "auto_cast": False,
@@ -78,22 +104,6 @@ def recipe_settings(
         },
         "torch_autocast": {"enabled": low is not None, "dtype": low, "lower_precision_safe_modules": None},
         "amp": {"enabled": False, "opt_level": None},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "checkpoint": {
-            "tag_validation": "Warn",
-            "load_universal": False,
-            "use_node_local_storage": False,
-            "parallel_write": {"pipeline_stage": False},
-        },
-        # instead of optim.checkpoint_activations, which DeepSpeed's own does not equal
-        "activation_checkpointing": {
-            "partition_activations": False,
-            "number_checkpoints": None,
-            "contiguous_memory_optimization": False,
-            "synchronize_checkpoint_boundary": False,
-            "profile": False,
-            "cpu_checkpointing": False,
-        },
     }
 
 
