@@ -7,7 +7,6 @@ the checkpoint.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from pathlib import Path
 
@@ -45,17 +44,6 @@ def whole(shop: Workshop) -> str:
     return reference(shop)
 
 
-def close(shop: Workshop, out: str, reference: str) -> bool:
-    """Whether a run learned the same from the same samples; the order of sums is that of its ranks."""
-    found, expected = shop.metrics(out), shop.metrics(reference)
-    assert [line.keys() for line in found] == [line.keys() for line in expected]
-    return all(
-        math.isclose(mine["loss"], theirs["loss"], rel_tol=1e-5)
-        for mine, theirs in zip(found, expected, strict=True)
-        if "loss" in mine
-    )
-
-
 def again(run: Launched, *ranks: int) -> None:
     """Return once the ranks of a new attempt wait."""
     run.reached(*ranks)
@@ -80,7 +68,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
         assert row["code"] == 0, run.told()
         assert "host node2 is lost" in run.told() and "on node1\n" in run.told()
         assert attempts(shop, "fenced") == [2, 1] and whole_checkpoints(shop, "fenced")
-        assert close(shop, "fenced", whole)
+        assert shop.close("fenced", whole)
 
 
 @pytest.mark.slow
@@ -101,7 +89,7 @@ def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Wo
             run.alone()
         assert row["code"] == 0, run.told()
         assert attempts(shop, "back") == [2, 1, 2]
-        assert close(shop, "back", whole)
+        assert shop.close("back", whole)
 
 
 @pytest.mark.slow

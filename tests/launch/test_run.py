@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import signal
 from pathlib import Path
@@ -103,17 +102,6 @@ class Command:
         assert self.process.poll() is None, self.told()
 
 
-def close(shop: Workshop, out: str, other: str) -> bool:
-    """Whether two runs have learned the same from the same samples, step by step."""
-    found, expected = shop.metrics(out), shop.metrics(other)
-    assert [line.keys() for line in found] == [line.keys() for line in expected]
-    return all(
-        math.isclose(mine["loss"], theirs["loss"], rel_tol=1e-5)
-        for mine, theirs in zip(found, expected, strict=True)
-        if "loss" in mine
-    )
-
-
 def attempts(shop: Workshop, out: str) -> list[int]:
     """Number of ranks of each attempt."""
     folders = sorted((shop.folder / out / "logs").iterdir())
@@ -124,7 +112,7 @@ def attempts(shop: Workshop, out: str) -> list[int]:
 def test_two_hosts_of_two_ranks_learn_what_one_process_learns(cluster: Cluster, shop: Workshop, alone: str) -> None:
     with Command(cluster, shop, "four", slots=2) as command:
         assert command.wait() == 0, command.told()
-    assert close(shop, "four", alone)
+    assert shop.close("four", alone)
     assert attempts(shop, "four") == [4]
 
 
@@ -138,7 +126,7 @@ def test_a_host_that_dies_is_done_without(cluster: Cluster, shop: Workshop, alon
     assert "host node2 is lost" in told and "host node2 does not answer" in told
     assert "from the newest good checkpoint, on node1\n" in told
     assert attempts(shop, "less") == [2, 1]
-    assert close(shop, "less", alone)
+    assert shop.close("less", alone)
 
 
 def test_the_first_host_that_dies_is_done_without_too_and_comes_back(
@@ -151,7 +139,7 @@ def test_the_first_host_that_dies_is_done_without_too_and_comes_back(
         assert command.wait() == 0, command.told()
         assert "host node2 is lost" in command.told()
     assert attempts(shop, "back") == [2, 2]
-    assert close(shop, "back", alone)
+    assert shop.close("back", alone)
 
 
 def test_fewer_hosts_than_it_needs_end_it(cluster: Cluster, shop: Workshop) -> None:
@@ -183,7 +171,7 @@ def test_hosts_that_are_enough_start_without_one_that_is_away(cluster: Cluster, 
         told = command.told()
     assert "goes on without node2, not reached" in told
     assert attempts(shop, "enough") == [1]
-    assert close(shop, "enough", alone)
+    assert shop.close("enough", alone)
 
 
 def test_a_rank_that_is_killed_is_named_and_all_start_again(cluster: Cluster, shop: Workshop, alone: str) -> None:
@@ -194,7 +182,7 @@ def test_a_rank_that_is_killed_is_named_and_all_start_again(cluster: Cluster, sh
         told = command.told()
     assert "rank 1 on node2 was ended by SIGKILL" in told
     assert attempts(shop, "again") == [2, 2]
-    assert close(shop, "again", alone)
+    assert shop.close("again", alone)
 
 
 def test_without_restarts_the_exit_code_is_that_of_the_signal(cluster: Cluster, shop: Workshop) -> None:
