@@ -20,6 +20,7 @@ from launch.launchers import refuse_missing_hostfile
 from launch.output import outlive_readers
 from launch.ranks import adopt_rank, meet
 from pretrain.signals import Signals
+from pretrain.sole import sole_writer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +40,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def report(line: str) -> None:
+    """Print a line of progress at once."""
+    print(line, flush=True)
+
+
 def train(options: argparse.Namespace) -> None:
     """Train the recipe to its end."""
     adopt_env_file(options.env_file)
@@ -56,15 +62,16 @@ def train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
     out = options.out or Path("runs") / recipe.name
     meet(out)
-    trainer = Trainer(
-        recipe,
-        out,
-        resume="auto" if options.resume == "auto" else options.resume is not None,
-        settings=read_settings(deepspeed_settings(options.deepspeed_config)) if options.deepspeed_config else {},
-        report=lambda line: print(line, flush=True),
-        signals=signals,
-    )
-    best = trainer.run()
+    with sole_writer(out, signals, report):
+        trainer = Trainer(
+            recipe,
+            out,
+            resume="auto" if options.resume == "auto" else options.resume is not None,
+            settings=read_settings(deepspeed_settings(options.deepspeed_config)) if options.deepspeed_config else {},
+            report=report,
+            signals=signals,
+        )
+        best = trainer.run()
     trainer.report(json.dumps({"best": str(best), "val_mrr": trainer.best, "steps": trainer.step}))
 
 
