@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import shlex
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # never ask for a password, and notice a host that is away before TCP does
@@ -55,6 +57,7 @@ class Remote:
 
     def popen(self, host: str, module: str) -> subprocess.Popen[str]:
         """Start a module of this project on a host, with pipes for its three streams, a line at a time."""
+        _allow_pipes()
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         return subprocess.Popen(
             self.command(host, module),
@@ -69,6 +72,13 @@ class Remote:
             # Ctrl-C at a terminal reaches the ranks through the controller, once
             start_new_session=True,
         )
+
+
+def _allow_pipes() -> None:
+    """Take all the open files that this process may have: every host needs three, the usual limit is 1,024."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def is_here(host: str) -> bool:
