@@ -43,7 +43,7 @@ def launch_check(
 ) -> None:
     """Check that all hosts have the same code, recipe and data, and reach each other; exit code 8 where one fails."""
     from launch.findings import as_json as plain
-    from launch.findings import as_lines
+    from launch.findings import as_lines, failures
     from launch.hosts.environment import for_ranks
     from launch.hosts.preflight import preflight
     from launch.hosts.redaction import Redactor
@@ -58,4 +58,4 @@ def launch_check(
     findings = preflight(Remote.by(ssh), hosts, request, lambda line: typer.echo(f"{line} ...", err=True))
     text = json.dumps(plain(findings), indent=1) if as_json else "\n".join(as_lines(findings))
     typer.echo(Redactor(variables)(text))
-    raise typer.Exit(HostError.exit_code if any(finding.status == "failed" for finding in findings) else 0)
+    raise typer.Exit(HostError.exit_code if failures(findings) else 0)

@@ -89,11 +89,11 @@ def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, accelerator, compiler, memory, disk, registry."""
     from launch.doctor import examine
     from launch.findings import as_json as plain
-    from launch.findings import as_lines
+    from launch.findings import as_lines, failures
 
     findings = examine()
     typer.echo(json.dumps(plain(findings), indent=1) if as_json else "\n".join(as_lines(findings)))
-    raise typer.Exit(2 if any(finding.status == "failed" for finding in findings) else 0)
+    raise typer.Exit(2 if failures(findings) else 0)
 
 
 @config_app.command("show")

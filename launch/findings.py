@@ -56,16 +56,21 @@ def as_lines(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
+def failures(findings: Iterable[Finding]) -> list[Finding]:
+    """Return what failed."""
+    return [finding for finding in findings if finding.status == "failed"]
+
+
 def refuse(findings: Iterable[Finding]) -> None:
     """Raise `HostError` with everything that failed, where something did."""
-    failures = [finding for finding in findings if finding.status == "failed"]
-    if not failures:
+    failed = failures(findings)
+    if not failed:
         return
-    hosts = list(dict.fromkeys(finding.host or "all hosts" for finding in failures))
-    lines = [f"{finding.host or 'all hosts'}: {finding.name}: {finding.value}" for finding in failures]
-    remedies = list(dict.fromkeys(finding.do for finding in failures if finding.do))
+    hosts = list(dict.fromkeys(finding.host or "all hosts" for finding in failed))
+    lines = [f"{finding.host or 'all hosts'}: {finding.name}: {finding.value}" for finding in failed]
+    remedies = list(dict.fromkeys(finding.do for finding in failed if finding.do))
     raise HostError(
-        f"the hosts are not ready: {len(failures)} check{'s' if len(failures) > 1 else ''} failed",
+        f"the hosts are not ready: {len(failed)} check{'s' if len(failed) > 1 else ''} failed",
         where=", ".join(hosts),
         why="\n         ".join(lines),
         do="\n         ".join(remedies),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from launch.hosts.hostfile import Host
     from launch.hosts.preflight import Request
     from launch.hosts.remote import Remote
-    from launch.hosts.restarts import Elastic
+    from launch.hosts.restarts import Check, Elastic
     from pretrain.config import Recipe
 
 
@@ -193,11 +193,11 @@ def launch_run(
         host_timeout_s=host_timeout,
         grace_s=grace,
     )
-    if check:
-        _check(hosts[: max_hosts or None], job, wish, recipe, remote, min_hosts)
+    ask = _checker(hosts[0], job, wish, recipe, remote) if check else None
+    passed = _passed(ask, hosts[: max_hosts or None], min_hosts) if ask else []
     if stage:
         job = replace(job, environment={**variables, **_staged(remote, hosts, recipe, stage, variables)})
-    raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts)))
+    raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts), ask, passed))
 
 
 def pretrain(
@@ -229,29 +229,41 @@ def pretrain(
     raise typer.Exit(_run(hosts, job, wish, Remote(), Elastic(restarts)))
 
 
-def _check(hosts: Sequence[Host], job: Job, wish: Wish, recipe: Recipe, remote: Remote, least: int) -> None:
-    """Raise `HostError` where the hosts are not ready; say what may go wrong.
+def _checker(first: Host, job: Job, wish: Wish, recipe: Recipe, remote: Remote) -> Check:
+    """Return what asks hosts whether they are ready; an address that was given is that of the first of all."""
+    from launch.hosts.preflight import preflight
+
+    request = wish.request(recipe, job.environment, job.address, job.port)
+    return lambda hosts: preflight(
+        remote, hosts, replace(request, address=request.address if hosts[0] is first else None)
+    )
+
+
+def _passed(check: Check, hosts: Sequence[Host], least: int) -> list[str]:
+    """Return the names of the hosts that are ready, or raise `HostError`; say what may go wrong.
 
     Parameters
     ----------
+    check : callable
+        Asks them.
+    hosts : sequence of Host
+        Those that the run is to use.
     least : int
         Number of hosts with which the run may start although the others cannot be reached; 0: it needs all.
     """
     from launch.findings import as_lines, refuse
-    from launch.hosts.preflight import preflight, unreachable
+    from launch.hosts.preflight import unreachable
 
-    request = wish.request(recipe, job.environment, job.address, job.port)
-    findings = preflight(remote, hosts, request)
+    findings = check(hosts)
     away = unreachable(findings)
     rest = [host for host in hosts if host.name not in away]
     if away and 0 < least <= len(rest):
         typer.echo(f"matloom: goes on without {', '.join(away)}, not reached", err=True)
-        # where the ranks meet is another one than before, if the first is away
-        request = replace(request, address=job.address if rest[0] is hosts[0] else None)
-        findings = preflight(remote, rest, request)
+        hosts, findings = rest, check(rest)
     for line in as_lines([finding for finding in findings if finding.status == "warning"]):
         typer.echo(line, err=True)
     refuse(findings)
+    return [host.name for host in hosts]
 
 
 def _staged(
@@ -265,7 +277,15 @@ def _staged(
     return stage(remote, hosts, recipe, folder, lambda line: typer.echo(redact(line), err=True), variables)
 
 
-def _run(hosts: Sequence[Host], job: Job, wish: Wish, remote: Remote, elastic: Elastic) -> int:
+def _run(
+    hosts: Sequence[Host],
+    job: Job,
+    wish: Wish,
+    remote: Remote,
+    elastic: Elastic,
+    check: Check | None = None,
+    passed: Sequence[str] = (),
+) -> int:
     from launch.hosts.redaction import Redactor
     from launch.hosts.restarts import Run
     from launch.hosts.terminal import Terminal
@@ -273,7 +293,7 @@ def _run(hosts: Sequence[Host], job: Job, wish: Wish, remote: Remote, elastic: E
     redact = Redactor({**os.environ, **job.environment})
     again = wish.command("auto")
     with Terminal(redact) as terminal:
-        return Run(hosts, job, again, remote, elastic, terminal.show).run()
+        return Run(hosts, job, again, remote, elastic, terminal.show, check, passed).run()
 
 
 def _this_host(ranks: int) -> list[Host]:

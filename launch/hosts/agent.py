@@ -40,6 +40,8 @@ from pretrain.signals import CAUGHT
 from shards.errors import HostError
 
 LOOK_S = 0.1
+# what a controller may take until it starts the ranks: it checks the hosts meanwhile, or is gone without a word
+START_S = 3600.0
 # what ranks leave behind gets this long after TERM
 ORPHANS_S = 5.0
 
@@ -79,7 +81,9 @@ class Agent:
     def run(self) -> None:
         """Serve one controller, until nothing is left to do."""
         self.sender.send(Here(socket.gethostname(), os.getpid(), self.port.getsockname()[1]))
-        start = self.inbox.get()
+        start = None
+        with suppress(queue.Empty):
+            start = self.inbox.get(timeout=START_S)
         self.port.close()
         if not isinstance(start, Start):
             return

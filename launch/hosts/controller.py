@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import psutil
 
@@ -25,6 +26,7 @@ from launch.hosts.processes import adopt_orphans, descendants, kill
 from pretrain.signals import CAUGHT, EXIT_HANG, HANG_REPORT, PREEMPTED, Preempted
 from shards.errors import HostError
 
+T = TypeVar("T")
 LOOK_S = 0.2
 # no process ends itself by one of these because another one has ended
 FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
@@ -122,6 +124,7 @@ class Requests:
     def __init__(self) -> None:
         self.wanted: list[int] = []
         self._before: dict[int, object] = {}
+        self._breaks_off = False
 
     def __enter__(self) -> Requests:
         for number in CAUGHT:
@@ -135,9 +138,23 @@ class Requests:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def break_off(self, work: Callable[[], T], otherwise: T) -> T:
+        """Return what work gives, or at once something else where a request comes meanwhile."""
+        try:
+            self._breaks_off = True
+            # one that came before
+            return otherwise if self.wanted else work()
+        except KeyboardInterrupt:
+            return otherwise
+        finally:
+            self._breaks_off = False
+
     def _want(self, number: int, frame: object) -> None:
         if number not in self.wanted:
             self.wanted.append(number)
+        if self._breaks_off:
+            self._breaks_off = False
+            raise KeyboardInterrupt
 
 
 class Attempt:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.findings import Finding
+from launch.findings import Finding, failures
 from launch.hosts import comparison, judgement
 from launch.hosts.hostfile import Host
 from launch.hosts.orders import Listener, OrderError, ask_all, at_once
@@ -120,7 +120,7 @@ def preflight(
         if hosts[0].name in facts:
             port, found = _connected(up, _address(hosts, request), request)
             findings += found
-    if len(hosts) > 1 and any(finding.status == "failed" for finding in findings):
+    if len(hosts) > 1 and failures(findings):
         # it would fail for the same reasons, and take its time
         findings.append(Finding("collective", "warning", "not tried, as other checks failed", "mend those first"))
     elif len(hosts) > 1:
@@ -131,7 +131,7 @@ def preflight(
 
 def unreachable(findings: Sequence[Finding]) -> list[str]:
     """Return the hosts that could not be asked."""
-    return [finding.host for finding in findings if finding.name == UNREACHED and finding.status == "failed"]
+    return [finding.host for finding in failures(findings) if finding.name == UNREACHED]
 
 
 @contextmanager

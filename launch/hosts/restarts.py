@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from launch.findings import Finding, failures, refuse
 from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Events, Link, connect
@@ -22,6 +24,8 @@ from shards.errors import HostError, MatloomError
 # what another attempt may mend; not what is wrong with the recipe, the data or the training
 MENDABLE = {EXIT_HANG, MatloomError.exit_code, HostError.exit_code}
 LOGS = "logs"
+# says what it finds of hosts, at the first of which the ranks are to meet
+Check = Callable[[Sequence[Host]], Sequence[Finding]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Run:
         How often, and on how many.
     show : callable
         Gets each line that the user is to see, and whether it belongs to stderr.
+    check : callable, optional
+        Asked before every attempt on hosts that have not passed it since the last one.
+    passed : collection of str
+        Names of those that have passed it.
     """
 
     def __init__(
@@ -70,9 +78,11 @@ class Run:
         remote: Remote,
         elastic: Elastic,
         show: Callable[[str, bool], None],
+        check: Check | None = None,
+        passed: Collection[str] = (),
     ) -> None:
         self.hosts, self.job, self.again, self.remote, self.elastic = list(hosts), job, again, remote, elastic
-        self.show = show
+        self.show, self.check, self.passed = show, check, set(passed)
         self.requests = Requests()
 
     def run(self) -> int:
@@ -85,12 +95,14 @@ class Run:
         """
         with self.requests:
             for number in range(self.elastic.restarts + 1):
-                links = self._connect(first=number == 0)
+                links = self._ready(first=number == 0)
                 if self.requests.wanted:
                     for link in links:
                         link.close()
                     return 128 + self.requests.wanted[0]
                 outcome = self._attempt(links, number)
+                # by whatever it ended: a host may have come back without its disk, or with a broken GPU
+                self.passed.clear()
                 if self.requests.wanted or not mendable(outcome):
                     break
                 if number < self.elastic.restarts:
@@ -115,11 +127,33 @@ class Run:
         report(outcome, logs, job.out, self.show)
         return outcome
 
-    def _connect(self, *, first: bool) -> list[Link]:
-        """Start agents on as many hosts as may be used and answer."""
+    def _ready(self, *, first: bool) -> list[Link]:
+        """Start agents on as many hosts as may be used, answer, and pass the check."""
+        unfit = dict[str, str]()
+        while True:
+            links = self._connect(unfit, first=first)
+            names = [link.host.name for link in links]
+            if self.check is None or self.requests.wanted or self.passed.issuperset(names):
+                return links
+            hosts = [link.host for link in links]
+            found = failures(self.requests.break_off(partial(self.check, hosts), ()))
+            if not found:
+                self.passed.update(names)
+                return links
+            for link in links:
+                link.close()
+            if not all(finding.host for finding in found):
+                refuse(found)
+            for finding in found:
+                self.show(f"matloom: host {finding.host} is left out: {finding.name}: {finding.value}", True)
+                unfit.setdefault(finding.host, f"{finding.name}: {finding.value}")
+
+    def _connect(self, unfit: Mapping[str, str], *, first: bool) -> list[Link]:
+        """Start agents on as many hosts as may be used and answer, but for those that are known to be unfit."""
         most = min(self.elastic.most or len(self.hosts), len(self.hosts))
         least = self.elastic.least or (most if first else 1)
-        links, failed, spare = list[Link](), dict[str, str](), list(self.hosts)
+        links, failed = list[Link](), dict[str, str]()
+        spare = [host for host in self.hosts if host.name not in unfit]
         events: Events = queue.SimpleQueue()
         while len(links) < most and spare and not self.requests.wanted:
             missing = most - len(links)
@@ -134,11 +168,12 @@ class Run:
         if len(links) < least and not self.requests.wanted:
             for link in links:
                 link.close()
+            reasons = {**unfit, **failed}
             raise HostError(
-                f"{len(links)} of the {least} hosts that the run needs answer",
-                where=", ".join(failed),
-                why="; ".join(f"{name}: {why}" for name, why in failed.items()),
-                do=f"ssh {next(iter(failed))} true, or start on fewer with --min-hosts",
+                f"{len(links)} of the {least} hosts that the run needs {'are ready' if unfit else 'answer'}",
+                where=", ".join(reasons),
+                why="; ".join(f"{name}: {why}" for name, why in reasons.items()),
+                do=f"ssh {next(iter(reasons))} true, matloom launch check, or start on fewer with --min-hosts",
             )
         return links
 

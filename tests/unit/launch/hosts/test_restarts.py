@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.findings import Finding
 from launch.hosts import restarts
 from launch.hosts.controller import Job, Outcome
 from launch.hosts.hostfile import Host
@@ -58,10 +60,10 @@ class Played:
         monkeypatch.setattr(restarts, "Attempt", Attempt)
         monkeypatch.setattr(restarts, "connect", connect)
 
-    def run(self, *outcomes: Outcome, elastic: Elastic = THREE, job: dict[str, Any] | None = None) -> int:
+    def run(self, *outcomes: Outcome, elastic: Elastic = THREE, job: dict[str, Any] | None = None, **check: Any) -> int:
         self.outcomes = list(outcomes)
         first = Job([sys.executable, "first"], self.folder, **(job or {}))
-        self.it = Run(HOSTS, first, ["again"], Remote(), elastic, lambda text, error: self.shown.append(text))
+        self.it = Run(HOSTS, first, ["again"], Remote(), elastic, lambda text, error: self.shown.append(text), **check)
         return self.it.run()
 
 
@@ -152,6 +154,59 @@ def test_spare_hosts_step_in(played: Played) -> None:
     assert played.asked == [["a", "b"], ["a", "b"], ["c"]]
 
 
+class Checked:
+    """A check of hosts, of whom some are not as they should be from some attempt on."""
+
+    def __init__(self, played: Played, unfit: dict[str, int]) -> None:
+        self.played, self.unfit, self.asked = played, unfit, list[list[str]]()
+
+    def __call__(self, hosts: Sequence[Host]) -> list[Finding]:
+        self.asked.append([host.name for host in hosts])
+        bad = [host.name for host in hosts if len(self.played.attempts) >= self.unfit.get(host.name, 9)]
+        return [Finding("code", "failed" if host.name in bad else "ok", "other code", host=host.name) for host in hosts]
+
+
+def test_hosts_are_checked_again_before_a_restart(played: Played) -> None:
+    check = Checked(played, {})
+    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 0
+    assert check.asked == [["a", "b", "c"]]
+
+
+def test_a_host_that_comes_back_as_another_one_is_left_out(played: Played) -> None:
+    check = Checked(played, {"a": 1})
+    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"], job={"address": "10.0.0.1"}) == 0
+    # the others have not been found ready as long as the check was broken off at one
+    assert check.asked == [["a", "b", "c"], ["b", "c"]]
+    assert [names for names, _, _ in played.attempts] == [["a", "b", "c"], ["b", "c"]]
+    assert played.attempts[1][1].address is None and played.closed == ["a", "b", "c"]
+    assert "matloom: host a is left out: code: other code" in played.shown
+
+
+def test_spare_hosts_are_checked_before_they_step_in(played: Played) -> None:
+    check, played.away = Checked(played, {"c": 0}), [{"b"}]
+    with pytest.raises(HostError, match="1 of the 2 hosts that the run needs are ready") as caught:
+        played.run(GOOD, elastic=Elastic(3, most=2), check=check, passed=["a", "b"])
+    assert check.asked == [["a", "c"]] and caught.value.where == "c, b" and not played.attempts
+
+
+def test_what_is_wrong_with_all_hosts_ends_it(played: Played) -> None:
+    def check(hosts: Sequence[Host]) -> list[Finding]:
+        return [Finding("disk", "failed", "full")]
+
+    with pytest.raises(HostError, match="all hosts: disk: full"):
+        played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"])
+    assert len(played.attempts) == 1 and played.closed == ["a", "b", "c"]
+
+
+def test_one_who_asks_during_the_check_is_not_started_again(played: Played) -> None:
+    def check(hosts: Sequence[Host]) -> list[Finding]:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the check goes on")
+
+    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 143
+    assert len(played.attempts) == 1 and played.closed == ["a", "b", "c"]
+
+
 def test_one_who_asks_is_not_started_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(self: Run, links: Any, number: int) -> Outcome:
         self.requests.wanted.append(signal.SIGTERM)
@@ -164,7 +219,7 @@ def test_one_who_asks_is_not_started_again(played: Played, monkeypatch: pytest.M
 
 
 def test_one_who_asks_before_anything_runs_starts_nothing(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(self: Run, *, first: bool) -> list[Any]:
+    def connect(self: Run, unfit: Any, *, first: bool) -> list[Any]:
         self.requests.wanted.append(signal.SIGINT)
         return []
 
