@@ -7,6 +7,7 @@ them back, and learn from the same samples.
 from __future__ import annotations
 
 import queue
+import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Events, Link, connect
 from launch.hosts.remote import Remote
-from pretrain.signals import EXIT_HANG, PREEMPTED
+from pretrain.signals import EXIT_HANG, PREEMPTED, Preempted
 from shards.errors import HostError, MatloomError
 
 # what another attempt may mend; not what is wrong with the recipe, the data or the training
@@ -97,9 +98,7 @@ class Run:
             for number in range(self.elastic.restarts + 1):
                 links = self._ready(first=number == 0)
                 if self.requests.wanted:
-                    for link in links:
-                        link.close()
-                    return 128 + self.requests.wanted[0]
+                    return self._leave(links)
                 outcome = self._attempt(links, number)
                 # by whatever it ended: a host may have come back without its disk, or with a broken GPU
                 self.passed.clear()
@@ -110,6 +109,14 @@ class Run:
                 elif number:
                     self.show(f"matloom: given up after {number} restart{'s' if number > 1 else ''}", True)
         return outcome.code
+
+    def _leave(self, links: Sequence[Link]) -> int:
+        """Let the agents go, who have started nothing: what there is has been saved."""
+        for link in links:
+            link.close()
+        name = signal.Signals(self.requests.wanted[0]).name
+        self.show(f"matloom: {name} came while no rank was running: the same command goes on, with --resume auto", True)
+        return Preempted.exit_code
 
     def _attempt(self, links: list[Link], number: int) -> Outcome:
         job, logs = self.job, new_logs(self.job.out)

@@ -203,7 +203,7 @@ def test_one_who_asks_during_the_check_is_not_started_again(played: Played) -> N
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the check goes on")
 
-    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 143
+    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 75
     assert len(played.attempts) == 1 and played.closed == ["a", "b", "c"]
 
 
@@ -224,7 +224,8 @@ def test_one_who_asks_before_anything_runs_starts_nothing(played: Played, monkey
         return []
 
     monkeypatch.setattr(Run, "_connect", connect)
-    assert played.run(GOOD) == 130 and not played.attempts
+    assert played.run(GOOD) == 75 and not played.attempts
+    assert "matloom: INT came" in played.shown[-1].replace("SIG", "")
 
 
 def test_what_an_earlier_run_said_of_its_end_does_not_count(played: Played) -> None:
