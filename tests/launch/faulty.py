@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from launch.hosts.agent import ORPHANS_S
-from pretrain.ports import free_port
 from shards.errors import CheckpointError
 from shards.sealed import verify
-from tests.distributed import held
-from tests.distributed.runs import SCRIPT, Hold, Workshop
-from tests.launch.namespaces import Cluster, wait_for
+from tests.distributed.held import finished
+from tests.distributed.runs import Workshop
+from tests.launch.launched import NOWHERE, Launched, launch_run
+from tests.launch.namespaces import Cluster
 
 HOST_TIMEOUT_S, GRACE_S, HANG_S = 10, 5, 10
+TIMES = ("--host-timeout", HOST_TIMEOUT_S, "--grace", GRACE_S)
+UNCHECKED = (*TIMES, "--no-check")
+HANGS = ("--set", f"guards.hang_timeout_s={HANG_S}")
 # of a host that is lost: heard no more, its ranks asked and then made to end; the others meanwhile. What a busy machine
 # adds to it is no promise of ours
 LOST_S = HOST_TIMEOUT_S + GRACE_S + ORPHANS_S
@@ -34,126 +35,47 @@ WHOLE_S = 300
 TABLE = "MATLOOM_FAULTS"
 
 
-class Launched:
-    """A run of two hosts that a user of the first one has started; a context that leaves no process behind.
+@dataclass(frozen=True)
+class Fault:
+    """Something bad that is done to a run whose ranks wait, or to a host before.
 
-    Parameters
+    Attributes
     ----------
-    cluster, shop
-        Where, and what; the workshop is one of `held.held_shop`.
-    out : str
-        Name of the run's folder.
-    *options
-        Of ``matloom launch run``.
-    phase : str
-        In which its ranks wait, ``-`` for none.
-    native : bool
-        By DeepSpeed's own command, pdsh and ssh.
-    slots : int
-        Ranks a host.
-    env : mapping
-        Further variables.
+    name, how : str
+        What it is, and how it is provoked.
+    provoke : callable
+        Does it to the run; before the start: makes a context in which it is so.
+    code : object
+        Exit code of the run.
+    says : tuple of str
+        What stands in its output.
+    options : tuple
+        Of the run.
+    promised_s : float
+        In how long the command must have ended.
+    within : str
+        That time in words.
+    mend : callable, optional
+        Takes away what hinders the next run, and what keeps processes from ending.
+    release : bool
+        Whether the ranks go on then; toys would be done before some faults are noticed.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        shop: Workshop,
-        out: str,
-        *options: object,
-        phase: str = "step",
-        native: bool = False,
-        slots: int = 1,
-        check: bool = False,
-        env: dict[str, str] | None = None,
-    ) -> None:
-        self.cluster, self.shop, self.out = cluster, shop, shop.folder / out
-        plain = out.replace("/", "-")
-        number = sum(path.name.startswith(f"hold-{plain}.") for path in shop.folder.iterdir())
-        self.hold = Hold(shop.folder / f"hold-{plain}.{number}", slots * len(cluster.nodes))
-        self.log = shop.folder / f"{plain}.{number}.log"
-        hosts = cluster.hostfile(slots, f"hosts-{slots}")
-        variables = {**held.environment(shop, out, self.hold, phase), **(env or {})}
-        if native:
-            words = ["deepspeed", "--hostfile", hosts, "--master_port", free_port(), SCRIPT, *shop.arguments(out)]
-            own = ("HELD_", "OMP_", "DS_ACC", "TORCH_")
-            file = shop.folder / f"{plain}.deepspeed_env"
-            file.write_text("".join(f"{name}={value}\n" for name, value in variables.items() if name.startswith(own)))
-            variables["DS_ENV_FILE"] = str(file)
-        else:
-            words = [
-                sys.executable, "-m", "launch.cli", "launch", "run", shop.recipe, "--out", self.out,
-                "--hostfile", hosts, "--ssh", f"ssh -F {cluster.folder}/ssh_config",
-                "--host-timeout", HOST_TIMEOUT_S, "--grace", GRACE_S, *([] if check else ["--no-check"]),
-                *(word for name in held.NAMES for word in ("--env", name)),
-            ]  # fmt: skip
-        self.process = cluster.nodes[0].popen(*words, *options, log=self.log, env=variables)
-        self.began = time.monotonic()
+    name: str
+    how: str
+    provoke: Callable[[Any], Any]
+    code: object = 0
+    says: tuple[str, ...] = ()
+    options: tuple[object, ...] = ()
+    promised_s: float = LOST_S
+    within: str = "`--host-timeout` + `--grace`"
+    mend: Callable[[Launched], None] | None = None
+    release: bool = True
 
-    def __enter__(self) -> Launched:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for node in self.cluster.nodes:
-            node.kill_all()
-        self.process.wait()
-
-    def reached(self, *ranks: int) -> None:
-        """Return once ranks wait, all by default."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: print(self.told()))
-            self.hold.reached(*ranks, alive=lambda: self.process.poll() is None)
-            stack.pop_all()
-        self.began = time.monotonic()
-
-    def told(self) -> str:
-        return self.log.read_text()
-
-    def rank(self, number: int) -> psutil.Process:
-        """Return the process of a rank."""
-        return self._find(lambda process: is_rank(process) and process.environ()["RANK"] == str(number))
-
-    def ranks(self, *nodes: int) -> list[int]:
-        """Return the pids of the ranks of some hosts, all by default."""
-        chosen = [self.cluster.nodes[number] for number in nodes or range(len(self.cluster.nodes))]
-        return [process.pid for node in chosen for process in node.processes() if is_rank(process)]
-
-    def agent(self, node: int) -> psutil.Process:
-        """Return the agent of a host."""
-        here = {process.pid for process in self.cluster.nodes[node].processes()}
-        return self._find(lambda process: process.pid in here and "launch.hosts.agent" in process.cmdline())
-
-    def _find(self, suits: Any) -> psutil.Process:
-        for node in self.cluster.nodes:
-            for process in node.processes():
-                with contextlib.suppress(psutil.Error):
-                    # ssh and the shell there have it on their command line too
-                    if process.name().startswith("python") and suits(process):
-                        return process
-        raise AssertionError(f"there is no such process: {self.told()}")
-
-    def end(self, promised_s: float = LOST_S) -> int:
-        """Wait for the end within what is promised; return the exit code."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: print(self.told(), *self.cluster.strays(), sep="\n"))
-            wait_for(lambda: self.process.poll() is not None, promised_s + SLACK_S)
-            stack.pop_all()
-        self.seconds = time.monotonic() - self.began
-        return self.process.wait()
-
-    def alone(self, promised_s: float = LOST_S) -> None:
-        """Return once no process is left on any host."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: print(self.told(), *self.cluster.strays(), sep="\n"))
-            wait_for(lambda: self.cluster.strays() == [], promised_s + SLACK_S)
-            stack.pop_all()
-
-
-def is_rank(process: psutil.Process) -> bool:
-    """Whether a process is a rank itself."""
-    with contextlib.suppress(psutil.Error):
-        return str(SCRIPT) in process.cmdline() and "-u" in process.cmdline() and "RANK" in process.environ()
-    return False
+    @property
+    def id(self) -> str:
+        """Its name as that of a test, or of a folder."""
+        return self.name.replace(" ", "-").replace("'", "").replace(",", "")
 
 
 def whole_checkpoints(shop: Workshop, out: str) -> list[int]:
@@ -163,10 +85,21 @@ def whole_checkpoints(shop: Workshop, out: str) -> list[int]:
     return shop.checkpoints(out)
 
 
-def attempts(shop: Workshop, out: str) -> list[int]:
-    """Number of ranks of each attempt."""
-    folders = sorted((shop.folder / out / "logs").iterdir())
-    return [len(list(folder.glob("rank-0000?.log"))) for folder in folders]
+def marked(faults: Iterable[Fault], quick: Collection[str]) -> list[object]:
+    """Return the parameters of a test; all faults but the quick ones are slow."""
+    return [pytest.param(f, id=f.id, marks=() if f.name in quick else pytest.mark.slow) for f in faults]
+
+
+def ended(row: dict[str, Any], run: Launched, promised_s: float = LOST_S) -> None:
+    """Wait for the end of the command within what is promised; write its code and time into a row of the table."""
+    row["code"] = run.end(promised_s + SLACK_S)
+    row["seconds"] = run.seconds
+
+
+def ended_alone(row: dict[str, Any], run: Launched, promised_s: float = LOST_S) -> None:
+    """As `ended`, and then wait until no process is left on any host."""
+    ended(row, run, promised_s)
+    run.alone(LOST_S + SLACK_S)
 
 
 @contextlib.contextmanager
@@ -195,30 +128,17 @@ def counted(group: str, fault: str, how: str, expected: object, within: str = ""
                 file.write(json.dumps(told) + "\n")
 
 
-def finished(shop: Workshop, out: str, *options: str) -> None:
-    """Run to the end, or go on to it, in two ranks that this process forks."""
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in held.environment(shop, out).items():
-            patch.setenv(variable, value)
-        held.finished(shop, shop.arguments(out, *options))
-
-
-def reference(shop: Workshop) -> str:
-    """Make a run that nobody disturbs, and return its name."""
-    finished(shop, "whole")
-    return "whole"
-
-
-def resumed(cluster: Cluster, shop: Workshop, out: str, reference: str, *, relaunch: bool) -> None:
-    """Let a run go on with ``--resume auto``; in the end it must have learned what the reference has.
+def resumed(cluster: Cluster, shop: Workshop, out: str, whole: str, *, relaunch: bool) -> None:
+    """Let a run go on with ``--resume auto``; in the end it must have learned what one has that nobody disturbs.
 
     By the same command, or, which is quicker, in forked ranks.
     """
+    again = ("--resume", "auto")
     if relaunch:
-        with Launched(cluster, shop, out, "--resume", "auto", phase="-") as run:
-            assert run.end(WHOLE_S) == 0, run.told()
-            run.alone()
+        with launch_run(cluster, shop, out, *UNCHECKED, *again, phase=NOWHERE) as run:
+            assert run.end(WHOLE_S + SLACK_S) == 0, run.told()
+            run.alone(LOST_S + SLACK_S)
     else:
-        finished(shop, out, "--resume", "auto")
-    assert shop.same(out, reference)
+        finished(shop, shop.arguments(out, *again))
+    assert shop.same(out, whole)
     assert whole_checkpoints(shop, out) and not list((shop.folder / out / "checkpoints").glob(".step-*"))

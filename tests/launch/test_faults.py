@@ -6,13 +6,10 @@ what `--resume auto` makes of it is the undisturbed run, bit for bit. `python -m
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +18,21 @@ from tests.distributed import held
 from tests.distributed.runs import Workshop
 from tests.launch.faulty import (
     HANG_S,
+    HANGS,
     HOST_TIMEOUT_S,
     LOST_S,
+    SLACK_S,
+    UNCHECKED,
     WHOLE_S,
-    Launched,
+    Fault,
     counted,
-    reference,
+    ended,
+    ended_alone,
+    marked,
     resumed,
     whole_checkpoints,
 )
+from tests.launch.launched import Launched, launch_run, without_dropout
 from tests.launch.namespaces import Cluster, hosts
 
 pytestmark = pytest.mark.launch
@@ -38,17 +41,14 @@ SMALL = "small"
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
+def shop(shop: Workshop) -> Iterator[Workshop]:
     """Its sub-folder ``SMALL`` is a disk of 8 MiB."""
-    folder = tmp_path_factory.mktemp("faults")
-    shop = held.held_shop(folder, toy_folder)
-    # each rank draws its own: the only thing that the number of ranks changes
-    shop.recipe.write_text(re.sub("dropout = .*", "dropout = 0.0", shop.recipe.read_text()))
-    (folder / SMALL).mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder / SMALL], capture_output=True)
-    yield shop
+    small = shop.folder / SMALL
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], capture_output=True)
+    yield without_dropout(shop)
     if mounted.returncode == 0:
-        subprocess.run(["umount", "-l", folder / SMALL], check=True)
+        subprocess.run(["umount", "-l", small], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -56,49 +56,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory, shop: Workshop) -> Iterator[C
     """Hosts of this module's own, which see its small disk."""
     with hosts(tmp_path_factory, 2) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def whole(shop: Workshop) -> str:
-    return reference(shop)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something bad that is done to a run whose ranks wait.
-
-    Attributes
-    ----------
-    name, how : str
-        What it is, and how it is provoked.
-    provoke : callable
-        Does it.
-    code : int
-        Exit code of the run.
-    says : tuple of str
-        What stands in its output.
-    options : tuple
-        Of the run.
-    promised_s : float
-        In how long the command must have ended.
-    mend : callable
-        Takes away what hinders the next run, and what keeps processes from ending.
-    release : bool
-        Whether the ranks go on then; toys would be done before some faults are noticed.
-    within : str
-        That time in words.
-    """
-
-    name: str
-    how: str
-    provoke: Callable[[Launched], None]
-    code: int
-    says: tuple[str, ...]
-    options: tuple[object, ...] = ONCE
-    promised_s: float = LOST_S
-    mend: Callable[[Launched], None] = field(default=lambda run: None)
-    release: bool = True
-    within: str = "`--host-timeout` + `--grace`"
 
 
 def wire(node: int, **orders: float | bool) -> Callable[[Launched], None]:
@@ -138,7 +95,6 @@ def filled(run: Launched) -> None:
 
 
 LOST, SILENT = ("host node2 is lost",), ("host node2 is lost: no sign of life for 10 s",)
-HANGS = ("--set", f"guards.hang_timeout_s={HANG_S}", *ONCE)
 HANGS_S = HANG_S + 10 + LOST_S
 KILL, STOP, CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
 SOON, WATCHED = "`--grace`", "`guards.hang_timeout_s` + 10 s + `--grace`"
@@ -176,42 +132,24 @@ QUICK = {"link of the other host down", "a host's ranks killed", "an agent stopp
 RELAUNCHED = {"link of the controller's host down", "a host dies"}
 
 
-def name(fault: Fault) -> str:
-    return fault.name.replace(" ", "-").replace("'", "")
-
-
-def marked(faults: list[Fault]) -> list[object]:
-    return [pytest.param(f, id=name(f), marks=() if f.name in QUICK else pytest.mark.slow) for f in faults]
-
-
-@pytest.mark.parametrize("fault", marked(FAULTS))
+@pytest.mark.parametrize("fault", marked(FAULTS, QUICK))
 def test_a_fault_ends_the_run_which_then_resumes(cluster: Cluster, shop: Workshop, whole: str, fault: Fault) -> None:
-    out = f"{SMALL}/out" if fault.name == "disk full" else name(fault)
+    out = f"{SMALL}/out" if fault.name == "disk full" else fault.id
     with counted("running", fault.name, fault.how, fault.code, fault.within) as row:
-        with Launched(cluster, shop, out, *fault.options) as run:
-            run.reached()
+        with launch_run(cluster, shop, out, *UNCHECKED, *ONCE, *fault.options, phase="step") as run:
             fault.provoke(run)
             if fault.release:
                 run.hold.release()
-            row["code"] = run.end(fault.promised_s)
-            row["seconds"] = run.seconds
-            fault.mend(run)
-            run.alone()
+            ended(row, run, fault.promised_s)
+            if fault.mend:
+                fault.mend(run)
+            run.alone(LOST_S + SLACK_S)
             told = run.told()
         assert row["code"] == fault.code, told
         assert all(words in told for words in fault.says), told
         saved = fault.code == 75 or fault.name == "the controller killed"
         assert whole_checkpoints(shop, out) == [held.SAVE, held.EXPECTED["step"]][: 1 + saved], told
         resumed(cluster, shop, out, whole, relaunch=fault.name in RELAUNCHED)
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Something bad that a run must live with."""
-
-    name: str
-    how: str
-    provoke: Callable[[Launched], None]
 
 
 def outage(run: Launched) -> None:
@@ -223,28 +161,23 @@ def outage(run: Launched) -> None:
 
 
 TROUBLES = [
-    Trouble("delay of 500 ms", "each frame to and from the other host comes 500 ms late", wire(1, delay_s=0.5)),
-    Trouble("loss of 30 %", "of the frames to and from the other host", wire(1, loss=0.3)),
-    Trouble("link down for less than the time-out", f"for {HOST_TIMEOUT_S / 2:.0f} s", outage),
-    Trouble("MLflow away", "no server at the address of the tracking server", lambda run: None),
+    Fault("delay of 500 ms", "each frame to and from the other host comes 500 ms late", wire(1, delay_s=0.5)),
+    Fault("loss of 30 %", "of the frames to and from the other host", wire(1, loss=0.3)),
+    Fault("link down for less than the time-out", f"for {HOST_TIMEOUT_S / 2:.0f} s", outage),
+    Fault("MLflow away", "no server at the address of the tracking server", lambda run: None),
 ]
 
 
-@pytest.mark.parametrize(
-    "trouble", [pytest.param(t, id=t.name.replace(" ", "-"), marks=pytest.mark.slow) for t in TROUBLES]
-)
-def test_a_run_lives_with_it(cluster: Cluster, shop: Workshop, whole: str, trouble: Trouble) -> None:
-    out = trouble.name.replace(" ", "-").replace("%", "percent")
+@pytest.mark.parametrize("trouble", marked(TROUBLES, ()))
+def test_a_run_lives_with_it(cluster: Cluster, shop: Workshop, whole: str, trouble: Fault) -> None:
+    out = trouble.id.replace("%", "percent")
     away = {"MLFLOW_TRACKING_URI": f"http://{cluster.gateway}:{free_port()}"} if "MLflow" in out else {}
     # retransmissions back off: silence of more than 10 s is to be expected where every third frame is lost
     patient = ("--host-timeout", 60) if "loss" in out else ()
     with counted("lived with", trouble.name, trouble.how, 0) as row:
-        with Launched(cluster, shop, out, *ONCE, *patient, env=away) as run:
-            run.reached()
+        with launch_run(cluster, shop, out, *UNCHECKED, *ONCE, *patient, phase="step", env=away) as run:
             trouble.provoke(run)
             run.hold.release()
-            row["code"] = run.end(WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == 0, run.told()
         assert shop.same(out, whole)

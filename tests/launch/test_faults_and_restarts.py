@@ -7,8 +7,6 @@ the checkpoint.
 from __future__ import annotations
 
 import contextlib
-import re
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +15,15 @@ from tests.distributed.runs import Workshop
 from tests.launch.faulty import (
     GRACE_S,
     HANG_S,
+    HANGS,
     LOST_S,
+    UNCHECKED,
     WHOLE_S,
-    Launched,
-    attempts,
     counted,
-    reference,
+    ended_alone,
     whole_checkpoints,
 )
+from tests.launch.launched import NOWHERE, Launched, attempts, launch_run, without_dropout
 from tests.launch.namespaces import Cluster, wait_for
 from tests.launch.test_preflight import sshd
 
@@ -32,16 +31,8 @@ pytestmark = pytest.mark.launch
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
-    shop = held.held_shop(tmp_path_factory.mktemp("restarts"), toy_folder)
-    # each rank draws its own: the only thing that the number of ranks changes
-    shop.recipe.write_text(re.sub("dropout = .*", "dropout = 0.0", shop.recipe.read_text()))
-    return shop
-
-
-@pytest.fixture(scope="module")
-def whole(shop: Workshop) -> str:
-    return reference(shop)
+def shop(shop: Workshop) -> Workshop:
+    return without_dropout(shop)
 
 
 def again(run: Launched, *ranks: int) -> None:
@@ -56,15 +47,13 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
 ) -> None:
     """Else two attempts would write into one folder. Its rank waits for ever, so that only its agent can end it."""
     with counted("restarts", "link down, restart", "its cable is cut", 0) as row:
-        with Launched(cluster, shop, "fenced", "--restarts", 1) as run:
+        with launch_run(cluster, shop, "fenced", *UNCHECKED, "--restarts", 1, phase="step") as run:
             again(run)
             cluster.nodes[1].wire(up=False)
             wait_for(lambda: "attempt 2 of 2" in run.told(), 2 * LOST_S + WHOLE_S)
             assert run.ranks(1) == []
             run.hold.release(0)
-            row["code"] = run.end(WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == 0, run.told()
         assert "host node2 is lost" in run.told() and "on node1\n" in run.told()
         assert attempts(shop, "fenced") == [2, 1] and whole_checkpoints(shop, "fenced")
@@ -75,7 +64,7 @@ def test_a_cut_off_host_has_ended_its_ranks_before_the_run_goes_on(
 def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Workshop, whole: str) -> None:
     node = cluster.nodes[1]
     with counted("restarts", "a host dies and comes back, restarts", "SIGKILL to everything", 0) as row:
-        with Launched(cluster, shop, "back", "--restarts", 2, phase="eval") as run:
+        with launch_run(cluster, shop, "back", *UNCHECKED, "--restarts", 2, phase="eval") as run:
             again(run)
             node.stop_sshd()
             node.kill_all()
@@ -84,9 +73,7 @@ def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Wo
             run.rank(0).kill()
             again(run)
             run.hold.release()
-            row["code"] = run.end(WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == 0, run.told()
         assert attempts(shop, "back") == [2, 1, 2]
         assert shop.close("back", whole)
@@ -95,13 +82,11 @@ def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Wo
 @pytest.mark.slow
 def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
     with counted("restarts", "fewer hosts than --min-hosts", "a host dies for good", 8) as row:
-        with Launched(cluster, shop, "few", "--restarts", 3, "--min-hosts", 2) as run:
+        with launch_run(cluster, shop, "few", *UNCHECKED, "--restarts", 3, "--min-hosts", 2, phase="step") as run:
             again(run)
             cluster.nodes[1].stop_sshd()
             cluster.nodes[1].kill_all()
-            row["code"] = run.end(2 * LOST_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, 2 * LOST_S)
         assert row["code"] == 8, run.told()
         assert "1 of the 2 hosts that the run needs answer" in run.told() and "where: node2" in run.told()
         assert whole_checkpoints(shop, "few") == [held.SAVE]
@@ -111,14 +96,12 @@ def test_too_few_hosts_end_it(cluster: Cluster, shop: Workshop) -> None:
 def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Workshop) -> None:
     how = "SIGKILL to the ranks in the first evaluation, each time"
     with counted("restarts", "a crash in every attempt", how, 137) as row:
-        with Launched(cluster, shop, "repeats", "--restarts", 1, phase="eval") as run:
+        with launch_run(cluster, shop, "repeats", *UNCHECKED, "--restarts", 1, phase="eval") as run:
             for _ in range(2):
                 again(run)
                 run.rank(1).kill()
                 run.rank(0).kill()
-            row["code"] = run.end(GRACE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, GRACE_S)
         assert row["code"] == 137, run.told()
         assert "given up after 1 restart\n" in run.told() and attempts(shop, "repeats") == [2, 2]
         assert whole_checkpoints(shop, "repeats") == [held.SAVE]
@@ -127,13 +110,11 @@ def test_a_crash_that_repeats_ends_after_the_restarts(cluster: Cluster, shop: Wo
 @pytest.mark.slow
 def test_a_hang_is_restarted(cluster: Cluster, shop: Workshop, whole: str) -> None:
     with counted("restarts", "a rank stopped, restart", "SIGSTOP", 0) as row:
-        with Launched(cluster, shop, "hangs", "--restarts", 1, "--set", f"guards.hang_timeout_s={HANG_S}") as run:
+        with launch_run(cluster, shop, "hangs", *UNCHECKED, "--restarts", 1, *HANGS, phase="step") as run:
             again(run)
             run.rank(1).suspend()
             run.hold.release()
-            row["code"] = run.end(HANG_S + 10 + LOST_S + WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, HANG_S + 10 + LOST_S + WHOLE_S)
         assert row["code"] == 0, run.told()
         assert "rank 1 of 2 hangs in step 8" in run.told() and attempts(shop, "hangs") == [2, 2]
         assert shop.same("hangs", whole)
@@ -153,10 +134,8 @@ def test_what_no_other_attempt_mends_is_tried_once(
     cluster: Cluster, shop: Workshop, whole: str, code: int, out: str, option: str
 ) -> None:
     with counted("restarts", f"exit code {code}", f"--set {option}", code) as row:
-        with Launched(cluster, shop, out, "--restarts", 2, "--set", option, phase="-") as run:
-            row["code"] = run.end(WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+        with launch_run(cluster, shop, out, *UNCHECKED, "--restarts", 2, "--set", option, phase=NOWHERE) as run:
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == code, run.told()
         assert "attempt 2" not in run.told()
 
@@ -167,7 +146,7 @@ def test_an_outage_shorter_than_the_time_out_is_lived_through(cluster: Cluster, 
     with counted("restarts", "link down for 20 s of 60", "its cable is cut, and mended", 0) as row:
         with (
             sshd(cluster.nodes[1], "ClientAliveInterval 0\n"),
-            Launched(cluster, shop, "outage", "--restarts", 0, "--host-timeout", 60) as run,
+            launch_run(cluster, shop, "outage", *UNCHECKED, "--restarts", 0, "--host-timeout", 60, phase="step") as run,
         ):
             again(run)
             cluster.nodes[1].wire(up=False)
@@ -175,8 +154,6 @@ def test_an_outage_shorter_than_the_time_out_is_lived_through(cluster: Cluster, 
                 wait_for(lambda: run.process.poll() is not None, 20)
             cluster.nodes[1].mend()
             run.hold.release()
-            row["code"] = run.end(WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == 0, run.told()
         assert shop.same("outage", whole)

@@ -15,7 +15,8 @@ from pretrain.ports import free_port
 from tests.distributed import held
 from tests.distributed.ranks import ROOT
 from tests.distributed.runs import Workshop
-from tests.launch.faulty import CHECK_S, LOST_S, Launched, counted
+from tests.launch.faulty import CHECK_S, LOST_S, TIMES, Fault, counted, ended, marked
+from tests.launch.launched import NOWHERE, launch_run
 from tests.launch.namespaces import Cluster, wait_for
 from tests.launch.test_preflight import FAKETIME, instead, mounted, sshd
 
@@ -35,30 +36,6 @@ class Place:
     @property
     def run(self) -> Path:
         return self.folder / "run"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with a host.
-
-    Attributes
-    ----------
-    name, how : str
-        What it is, and how it is provoked.
-    provoke : callable
-        Makes a context in which it is so.
-    says : tuple of str
-        What stands in the output.
-    check : bool
-        Whether the hosts are checked first; without, the run itself must find out.
-    """
-
-    name: str
-    how: str
-    provoke: Callable[[Place], Any]
-    says: tuple[str, ...]
-    options: tuple[object, ...] = ()
-    check: bool = True
 
 
 def text(find: Callable[[Place], Path], change: Callable[[str], str]) -> Callable[[Place], Any]:
@@ -120,43 +97,43 @@ def nameless(place: Place) -> Any:
     return text(lambda place: Path("/etc/hosts"), lambda _: "127.0.0.1 localhost\n")(place)
 
 
-HOLDER = ("--master-port", PORT)
+HOLDER, NO_CHECK = ("--master-port", PORT), ("--no-check",)
 FAULTS = [
-    Fault("bad DNS", "the host does not know the first one's name", nameless, ("it does not know 'node1'",)),
-    Fault("bad DNS, unchecked", "the same with --no-check", nameless, ("node2 cannot start its ranks",), check=False),
-    Fault("port taken", "--master-port is another process's", taken, (f"port {PORT} is not free", "node1"), HOLDER),
+    Fault("bad DNS", "the host does not know the first one's name", nameless, 8, ("it does not know 'node1'",)),
+    Fault("bad DNS, unchecked", "the same with --no-check", nameless, 8, ("node2 cannot start its ranks",), NO_CHECK),
+    Fault("port taken", "--master-port is another process's", taken, 8, (f"port {PORT} is not free", "node1"), HOLDER),
     Fault(
-        "port taken, unchecked", "the same with --no-check", taken,
-        ("node1 cannot start its ranks", f"port {PORT}"), HOLDER, check=False,
+        "port taken, unchecked", "the same with --no-check", taken, 8,
+        ("node1 cannot start its ranks", f"port {PORT}"), (*HOLDER, *NO_CHECK),
     ),
-    Fault("ssh refused", "sshd does not run there", refused, ("it refuses ssh connections",)),
-    Fault("ssh refused, unchecked", "the same with --no-check", refused, ("refused",), check=False),
-    Fault("link down before the start", "the cable is cut before the start", cut, ("node2",)),
+    Fault("ssh refused", "sshd does not run there", refused, 8, ("it refuses ssh connections",)),
+    Fault("ssh refused, unchecked", "the same with --no-check", refused, 8, ("refused",), NO_CHECK),
+    Fault("link down before the start", "the cable is cut before the start", cut, 8, ("node2",)),
     Fault(
-        "link down before the start, unchecked", "the same with --no-check", cut,
-        ("node2 does not answer",), check=False,
+        "link down before the start, unchecked", "the same with --no-check", cut, 8,
+        ("node2 does not answer",), NO_CHECK,
     ),
-    Fault("clock skew", "two minutes ahead (libfaketime)", ahead, ("ahead of the others",)),
+    Fault("clock skew", "two minutes ahead (libfaketime)", ahead, 8, ("ahead of the others",)),
     Fault(
         "version skew", "another version of timm there",
-        text(metadata, lambda text: text.replace("\nVersion: ", "\nVersion: 0.")), ("versions: timm 0.",),
+        text(metadata, lambda text: text.replace("\nVersion: ", "\nVersion: 0.")), 8, ("versions: timm 0.",),
     ),
     Fault(
         "code skew", "one more line in a module there",
-        text(lambda place: ROOT / "launch" / "bars.py", lambda text: f"{text}# more\n"),
+        text(lambda place: ROOT / "launch" / "bars.py", lambda text: f"{text}# more\n"), 8,
         ("launch/bars.py is not as on",),
     ),
     Fault(
         "recipe skew", "another seed there",
-        text(lambda place: place.shop.recipe, lambda text: text.replace("seed = 5", "seed = 6")),
+        text(lambda place: place.shop.recipe, lambda text: text.replace("seed = 5", "seed = 6")), 8,
         ("is another one than",),
     ),
     Fault(
         "manifest skew", "one more blank in the manifest there",
-        text(lambda place: place.data / "manifest.json", lambda text: f"{text} "),
+        text(lambda place: place.data / "manifest.json", lambda text: f"{text} "), 8,
         ("manifest of", "is another one than"),
     ),
-    Fault("folder read-only", "on the second host", read_only, ("cannot be written: Read-only file system",)),
+    Fault("folder read-only", "on the second host", read_only, 8, ("cannot be written: Read-only file system",)),
 ]  # fmt: skip
 QUICK = {"bad DNS, unchecked", "port taken, unchecked", "ssh refused", "code skew"}
 
@@ -166,25 +143,19 @@ def shop(tmp_path: Path, toy_folder: Path) -> Workshop:
     return held.held_shop(tmp_path, toy_folder)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(f, id=f.name.replace(" ", "-").replace(",", ""), marks=() if f.name in QUICK else pytest.mark.slow)
-        for f in FAULTS
-    ],
-)
+@pytest.mark.parametrize("fault", marked(FAULTS, QUICK))
 def test_a_host_that_is_not_right_is_named_before_the_start(
     cluster: Cluster, shop: Workshop, tmp_path: Path, toy_folder: Path, fault: Fault
 ) -> None:
-    within = "the answers of all hosts, 60 s" if fault.check else "`--host-timeout`"
-    with counted("before the start", fault.name, fault.how, 8, within) as row, ExitStack() as stack:
+    unchecked = "--no-check" in fault.options
+    within = "`--host-timeout`" if unchecked else "the answers of all hosts, 60 s"
+    with counted("before the start", fault.name, fault.how, fault.code, within) as row, ExitStack() as stack:
         stack.enter_context(fault.provoke(Place(cluster, shop, toy_folder, tmp_path)))
-        with Launched(cluster, shop, "run", *fault.options, phase="-", check=fault.check) as run:
-            row["code"] = run.end(CHECK_S if fault.check else LOST_S)
-            row["seconds"] = run.seconds
+        with launch_run(cluster, shop, "run", *TIMES, *fault.options, phase=NOWHERE) as run:
+            ended(row, run, LOST_S if unchecked else CHECK_S)
             told = run.told()
             left = [line for line in cluster.strays() if "create_server" not in line]
-        assert row["code"] == 8 and left == [], told
+        assert row["code"] == fault.code and left == [], told
         host = "node1" if "port" in fault.name else "node2"
         assert all(words in told for words in (host, *fault.says)), told
         assert "Traceback" not in told

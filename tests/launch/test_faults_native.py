@@ -9,58 +9,41 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.distributed import held
 from tests.distributed.runs import Workshop
-from tests.launch.faulty import HANG_S, LOST_S, WHOLE_S, Launched, counted, reference, resumed, whole_checkpoints
+from tests.launch.faulty import (
+    HANG_S,
+    HANGS,
+    LOST_S,
+    WHOLE_S,
+    Fault,
+    counted,
+    ended_alone,
+    resumed,
+    whole_checkpoints,
+)
+from tests.launch.launched import Launched, by_pdsh
 from tests.launch.namespaces import Cluster, wait_for
-from tests.launch.test_native import apart  # noqa: F401
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow, pytest.mark.usefixtures("apart")]
-HANGS = ("--set", f"guards.hang_timeout_s={HANG_S}")
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
-    return held.held_shop(tmp_path_factory.mktemp("native"), toy_folder)
-
-
-@pytest.fixture(scope="module")
-def whole(shop: Workshop) -> str:
-    return reference(shop)
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something bad that is done to a native run whose ranks wait.
+class Native(Fault):
+    """One of a native run.
 
     Attributes
     ----------
-    name, how : str
-        What it is, and how it is provoked.
-    provoke : callable
-        Does it.
-    code : object
-        Exit code of the command.
-    within : str
-        In what time it must have ended.
-    mend : callable, optional
-        Where the command does not end before: takes the fault away, once the ranks of the hosts `gone` have ended.
     gone : tuple of int
-        Those hosts.
+        The hosts whose ranks have ended when it is mended: before that, the command goes on.
     steps : tuple of int
-        The checkpoints that are there then.
+        The checkpoints that are there in the end.
     """
 
-    name: str
-    how: str
-    provoke: Callable[[Launched], None]
-    code: object = "not 0"
     within: str = "at once"
-    mend: Callable[[Launched], None] | None = None
     gone: tuple[int, ...] = (0, 1)
     steps: tuple[int, ...] = (held.SAVE,)
 
@@ -72,29 +55,29 @@ def runner(number: signal.Signals) -> Callable[[Launched], None]:
 WATCHED, NEVER = f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", "never; the ranks: `guards.hang_timeout_s` + 10 s"
 # pdsh outlives its runner, and the ranks train on under it
 FAULTS = [
-    Fault("a rank killed", "SIGKILL", lambda run: run.rank(1).kill(), 247),
-    Fault("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all(), 255),
-    Fault(
-        "a rank stopped", WATCHED, lambda run: run.rank(1).suspend(), 7, f"{NEVER}, but for the one that is stopped",
-        lambda run: run.rank(1).resume(), (0,),
+    Native("a rank killed", "SIGKILL", lambda run: run.rank(1).kill(), 247),
+    Native("a host dies", "SIGKILL to everything on it", lambda run: run.cluster.nodes[1].kill_all(), 255),
+    Native(
+        "a rank stopped", WATCHED, lambda run: run.rank(1).suspend(), 7,
+        within=f"{NEVER}, but for the one that is stopped", mend=lambda run: run.rank(1).resume(), gone=(0,),
     ),
-    Fault(
+    Native(
         "link of the other host down", f"its cable is cut, guards.hang_timeout_s = {HANG_S}",
-        lambda run: run.cluster.nodes[1].wire(up=False), 7, NEVER, lambda run: run.cluster.nodes[1].mend(),
+        lambda run: run.cluster.nodes[1].wire(up=False), 7,
+        within=NEVER, mend=lambda run: run.cluster.nodes[1].mend(),
     ),
-    Fault(
-        "the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL, "the end of the training",
-        steps=(10, 12),
+    Native(
+        "the runner killed", "SIGKILL", runner(signal.SIGKILL), -signal.SIGKILL,
+        within="the end of the training", steps=(10, 12),
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, id=f.name.replace(" ", "-")) for f in FAULTS])
-def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, fault: Fault) -> None:
-    out = fault.name.replace(" ", "-")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, fault: Native) -> None:
+    out = fault.id
     with counted("native", f"deepspeed: {fault.name}", fault.how, fault.code, fault.within) as row:
-        with Launched(cluster, shop, out, *HANGS, native=True) as run:
-            run.reached()
+        with Launched(cluster, shop, out, *by_pdsh(cluster, shop, out, *HANGS), phase="step") as run:
             fault.provoke(run)
             run.hold.release()
             if fault.mend:
@@ -102,9 +85,7 @@ def test_nothing_is_left_for_ever(cluster: Cluster, shop: Workshop, whole: str, 
                 wait_for(lambda: not run.ranks(*fault.gone), HANG_S + 10 + LOST_S + WHOLE_S)
                 assert run.process.poll() is None, run.told()
                 fault.mend(run)
-            row["code"] = run.end(HANG_S + 10 + LOST_S + WHOLE_S)
-            row["seconds"] = run.seconds
-            run.alone()
+            ended_alone(row, run, HANG_S + 10 + LOST_S + WHOLE_S)
             told = run.told()
         assert row["code"] == fault.code, told
         if fault.name == "a rank stopped":

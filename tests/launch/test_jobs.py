@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import pytest
 from launch.jobs.base import Job, render
 from shards.staged import copy_in
 from tests.canaries import CANARIES, found_in
-from tests.distributed.ranks import ROOT, TIMEOUT_S
+from tests.distributed.ranks import ROOT
 from tests.distributed.runs import Workshop
-from tests.launch.namespaces import Cluster, wait_for
+from tests.launch.launched import Launched
+from tests.launch.namespaces import Cluster
 from tests.launch.test_native import Metrics, close
 
 pytestmark = pytest.mark.launch
@@ -26,14 +26,6 @@ WHERE = {"mpi": 1, "torchrun": 2, "ssh": 1}
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop:
     return Workshop.make(tmp_path_factory.mktemp("jobs"), toy_folder, epochs=3, evaluate=1, save=5)
-
-
-@pytest.fixture(scope="module")
-def reference(shop: Workshop) -> Metrics:
-    """Metrics of two ranks of one host that no launcher has started."""
-    ((code, told),) = shop.run(shop.arguments("reference"), world=2)
-    assert code == 0, told
-    return shop.metrics("reference")
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +54,8 @@ def planned(
     return script
 
 
-def started(kind: str, script: Path, cluster: Cluster) -> list[subprocess.Popen[bytes]]:
-    nodes = cluster.nodes[: WHERE[kind]]
-    return [node.popen("bash", script, log=script.with_suffix(f".{node.name}.log"), env=AS_ROOT) for node in nodes]
-
-
-def told(script: Path) -> str:
-    return "\n".join(log.read_text() for log in script.parent.glob(f"{script.stem}.node*.log"))
+def launched(kind: str, script: Path, cluster: Cluster, shop: Workshop) -> Launched:
+    return Launched(cluster, shop, script.stem, *[["bash", script]] * WHERE[kind], env=AS_ROOT)
 
 
 @pytest.mark.parametrize("kind", WHERE)
@@ -77,14 +64,14 @@ def test_a_planned_script_trains_as_ranks_that_nobody_launched(
 ) -> None:
     disk = tmp_path / "disk"
     script = planned(kind, shop, env_file, cluster, out=kind, stage=disk)
-    codes = [process.wait(TIMEOUT_S) for process in started(kind, script, cluster)]
-    assert set(codes) == {0}, told(script)
+    with launched(kind, script, cluster, shop) as run:
+        assert set(run.codes()) == {0}, run.told()
+        assert cluster.strays() == []
     assert close(shop.metrics(kind), reference)
-    assert cluster.strays() == []
-    assert not found_in(told(script))
+    assert not found_in(run.told())
     assert (copy_in(disk, str(toy_folder)) / "manifest.json").is_file()
     # each of the hosts has looked
-    assert told(script).count("verified") == 2
+    assert run.told().count("verified") == 2
 
 
 @pytest.mark.parametrize("kind", ["mpi", "torchrun"])
@@ -92,11 +79,9 @@ def test_a_planned_script_saves_and_ends_with_75_when_it_is_asked_to(
     kind: str, cluster: Cluster, shop: Workshop, env_file: Path
 ) -> None:
     script = planned(kind, shop, env_file, cluster, out=f"{kind}-asked", overrides=("optim.epochs=300",))
-    out = shop.folder / f"{kind}-asked"
-    processes = started(kind, script, cluster)
-    wait_for(lambda: (out / "metrics.jsonl").exists() and len(shop.metrics(out.name)) > 2)
-    processes[0].send_signal(signal.SIGTERM)
-    codes = [process.wait(TIMEOUT_S) for process in processes]
-    assert set(codes) == {75}, told(script)
-    assert cluster.strays() == []
-    assert shop.checkpoints(out.name)
+    with launched(kind, script, cluster, shop) as run:
+        run.trained(3)
+        run.process.send_signal(signal.SIGTERM)
+        assert set(run.codes()) == {75}, run.told()
+        assert cluster.strays() == []
+    assert shop.checkpoints(run.out.name)

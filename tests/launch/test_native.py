@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pretrain.config import parse_recipe
 from shards.reader import Dataset
-from tests.distributed.ranks import ROOT, TIMEOUT_S, spawn
+from tests.distributed.ranks import spawn
 from tests.distributed.runs import Workshop, mains
-from tests.launch.namespaces import Cluster, wait_for
+from tests.launch.launched import EXAMPLES, Launched
+from tests.launch.namespaces import Cluster
 from tests.random_models import write_model
 
 pytestmark = pytest.mark.launch
 
-RECIPES = ROOT / "docs" / "examples" / "launch"
 Metrics = list[dict[str, float]]
 TUNE = """
 name = "tuned"
@@ -53,14 +51,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Workshop
     return Workshop.make(tmp_path_factory.mktemp("native"), toy_folder, epochs=2, evaluate=1, save=5)
 
 
-@pytest.fixture(scope="module")
-def reference(shop: Workshop) -> Metrics:
-    """Metrics of two ranks of one host that no launcher has started."""
-    ((code, told),) = shop.run(shop.arguments("reference"), world=2)
-    assert code == 0, told
-    return shop.metrics("reference")
-
-
 @pytest.fixture
 def env(shop: Workshop, cluster: Cluster) -> dict[str, str]:
     """Variables of the launchers, and the file with those that DeepSpeed's hands on."""
@@ -74,41 +64,23 @@ def env(shop: Workshop, cluster: Cluster) -> dict[str, str]:
     }  # fmt: skip
 
 
-class Launch:
-    """A script of the recipes on some hosts; a context that leaves nothing behind."""
-
-    def __init__(self, cluster: Cluster, script: str, *environments: dict[str, str], options: list[str]) -> None:
-        self.cluster, self.logs = cluster, []
-        self.processes: list[subprocess.Popen[bytes]] = []
-        for node, env in zip(cluster.nodes, environments, strict=False):
-            log = Path(f"{env['OUT']}.{node.name}.log")
-            self.logs.append(log)
-            self.processes.append(node.popen(RECIPES / script, *options, log=log, env=env))
-
-    def __enter__(self) -> Launch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        for node in self.cluster.nodes:
-            node.kill_all()
-
-    def wait(self) -> list[int]:
-        return [process.wait(TIMEOUT_S) for process in self.processes]
-
-    def told(self) -> str:
-        return "\n".join(log.read_text() for log in self.logs)
+def launched(
+    cluster: Cluster, shop: Workshop, script: str, *environments: dict[str, str], options: Sequence[str] = ()
+) -> Launched:
+    """Start a script of the recipes on as many hosts as there are environments."""
+    commands = [
+        ["env", *(f"{name}={value}" for name, value in env.items()), EXAMPLES / script, *options]
+        for env in environments
+    ]
+    return Launched(cluster, shop, Path(environments[0]["OUT"]).name, *commands)
 
 
-def finished(cluster: Cluster, script: str, *environments: dict[str, str], options: tuple[str, ...] = ()) -> str:
-    with Launch(cluster, script, *environments, options=list(options)) as launch:
-        codes = launch.wait()
-        assert set(codes) == {0}, launch.told()
+def finished(cluster: Cluster, shop: Workshop, script: str, *environments: dict[str, str]) -> str:
+    with launched(cluster, shop, script, *environments) as run:
+        assert set(run.codes()) == {0}, run.told()
         strays = cluster.strays()
         assert strays == [], strays
-        return launch.told()
+        return run.told()
 
 
 def close(metrics: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
@@ -125,7 +97,7 @@ def test_pdsh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[st
     out = f"pdsh{filtered.partition(' ')[0]}"
     hosts = cluster.hostfile(2 if filtered else 1)
     told = finished(
-        cluster, "pdsh.sh", {**env, "HOSTFILE": str(hosts), "FILTER": filtered, "OUT": str(shop.folder / out)}
+        cluster, shop, "pdsh.sh", {**env, "HOSTFILE": str(hosts), "FILTER": filtered, "OUT": str(shop.folder / out)}
     )
     assert "node2: " in told
     assert close(shop.metrics(out), reference)
@@ -133,21 +105,21 @@ def test_pdsh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[st
 
 def test_openmpi(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
     del env["MASTER_ADDR"]
-    finished(cluster, "openmpi.sh", {**env, "OUT": str(shop.folder / "openmpi")})
+    finished(cluster, shop, "openmpi.sh", {**env, "OUT": str(shop.folder / "openmpi")})
     assert close(shop.metrics("openmpi"), reference)
     assert not list((shop.folder / "openmpi").glob(".rendezvous-*"))
 
 
 def test_no_ssh(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
     out = {"OUT": str(shop.folder / "no_ssh")}
-    finished(cluster, "no_ssh.sh", *({**env, **out, "NODE_RANK": rank} for rank in "01"))
+    finished(cluster, shop, "no_ssh.sh", *({**env, **out, "NODE_RANK": rank} for rank in "01"))
     assert close(shop.metrics("no_ssh"), reference)
 
 
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_torchrun(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str], rendezvous: str) -> None:
     own = {"OUT": str(shop.folder / rendezvous), "NODES": "2", "RENDEZVOUS": rendezvous}
-    finished(cluster, "torchrun.sh", *({**env, **own, "NODE_RANK": rank} for rank in "01"))
+    finished(cluster, shop, "torchrun.sh", *({**env, **own, "NODE_RANK": rank} for rank in "01"))
     assert close(shop.metrics(rendezvous), reference)
 
 
@@ -163,7 +135,7 @@ def test_hosts_whose_own_names_mean_themselves_alone(
         assert node.run("hostname", "-i").stdout.strip() == "127.0.1.1"
     try:
         own = {**env, "OUT": str(shop.folder / "debian"), "NODES": "2", "MASTER_ADDR": cluster.nodes[0].address}
-        finished(cluster, "torchrun.sh", *({**own, "NODE_RANK": rank} for rank in "01"))
+        finished(cluster, shop, "torchrun.sh", *({**own, "NODE_RANK": rank} for rank in "01"))
     finally:
         for node in cluster.nodes:
             node.run("umount", "/etc/hosts")
@@ -171,7 +143,7 @@ def test_hosts_whose_own_names_mean_themselves_alone(
 
 
 def test_one_host(cluster: Cluster, shop: Workshop, reference: Metrics, env: dict[str, str]) -> None:
-    finished(cluster, "one_host.sh", {**env, "RANKS": "2", "OUT": str(shop.folder / "one_host")})
+    finished(cluster, shop, "one_host.sh", {**env, "RANKS": "2", "OUT": str(shop.folder / "one_host")})
     assert close(shop.metrics("one_host"), reference)
 
 
@@ -222,7 +194,7 @@ def test_accelerate(
     own = {**env, "RECIPE": str(tuning), "RANKS": "2", "MACHINES": str(machines), "OUT": str(out)}
     if machines == 1:
         del own["MASTER_ADDR"]
-    finished(cluster, "accelerate.sh", *({**own, "MACHINE_RANK": str(rank)} for rank in range(machines)))
+    finished(cluster, shop, "accelerate.sh", *({**own, "MACHINE_RANK": str(rank)} for rank in range(machines)))
     assert close(rows_of(out), table)
 
 
@@ -238,55 +210,30 @@ def test_how_a_wrong_recipe_ends(
     options = ["--set", "optim.lr=-1"]
     if hosts == 1:
         del env["MASTER_ADDR"]
-    with Launch(cluster, script, *({**env, **own, "NODE_RANK": str(n)} for n in range(hosts)), options=options) as run:
+    environments = [{**env, **own, "NODE_RANK": str(n)} for n in range(hosts)]
+    with launched(cluster, shop, script, *environments, options=options) as run:
         # a launcher may be ended by the other host's before its own ranks have failed
-        assert code in run.wait(), run.told()
-        wait_for(lambda: not cluster.strays())
+        assert code in run.codes(), run.told()
+        run.alone()
         assert "optim.lr" in run.told()
 
 
-@pytest.fixture
-def apart(cluster: Cluster) -> None:
-    """Let ``pkill`` on a host see that host's processes alone: DeepSpeed ends its launchers on all hosts by it."""
-    real = cluster.folder / "pkill"
-    if real.exists():
-        return
-    shutil.copy(Path(shutil.which("pkill") or pytest.skip("pkill is not installed")).resolve(), real)
-    wrapper = cluster.folder / "pkill.sh"
-    wrapper.write_text(f'#!/bin/sh\nexec {real} --ns $$ --nslist net "$@"\n')
-    wrapper.chmod(0o755)
-    for node in cluster.nodes:
-        assert node.run("mount", "--bind", wrapper, Path(shutil.which("pkill") or "").resolve()).returncode == 0
-
-
-def endless(cluster: Cluster, shop: Workshop, env: dict[str, str], out: str) -> Launch:
-    """A run by pdsh that goes on until it is stopped, and has come beyond its first checkpoint."""
+def endless(cluster: Cluster, shop: Workshop, env: dict[str, str], out: str) -> Launched:
+    """A run by pdsh that goes on until it is stopped."""
     options = ["--set", "optim.epochs=100000", "--set", "evaluation.every_epochs=100000"]
-    launch = Launch(cluster, "pdsh.sh", {**env, "OUT": str(shop.folder / out)}, options=options)
-    try:
-        wait_for(lambda: launch.processes[0].poll() is not None or shop.checkpoints(out))
-        assert launch.processes[0].poll() is None, launch.told()
-    except BaseException:
-        launch.__exit__()
-        raise
-    return launch
-
-
-def ranks_on(cluster: Cluster, number: int) -> list[psutil.Process]:
-    words = {process: process.cmdline() for process in cluster.nodes[number].processes()}
-    return [p for p, line in words.items() if "launch/pretrain.py" in line and "--local_rank=0" in line]
+    return launched(cluster, shop, "pdsh.sh", {**env, "OUT": str(shop.folder / out)}, options=options)
 
 
 def test_a_runner_that_is_asked_to_end_saves_on_all_hosts(
     cluster: Cluster, shop: Workshop, env: dict[str, str], apart: None
 ) -> None:
-    with endless(cluster, shop, env, "asked") as launch:
-        runner = next(p for p in cluster.nodes[0].processes() if "--hostfile" in p.cmdline())
-        runner.send_signal(signal.SIGTERM)
+    with endless(cluster, shop, env, "asked") as run:
+        run.until(lambda: shop.checkpoints("asked"))
+        run.process.send_signal(signal.SIGTERM)
         # DeepSpeed's own
-        assert launch.wait() == [1], launch.told()
-        wait_for(lambda: not cluster.strays())
-        preempted = json.loads((shop.folder / "asked" / "preempted.json").read_text())
+        assert run.end() == 1, run.told()
+        run.alone()
+        preempted = run.preempted()
         assert preempted["step"] in shop.checkpoints("asked")
         # that of DeepSpeed's launch.py, or the end of pdsh, whichever is noticed first
         assert any(why in preempted["reason"] for why in ("SIGTERM to rank", "nobody reads", "death of the launcher"))
@@ -294,9 +241,9 @@ def test_a_runner_that_is_asked_to_end_saves_on_all_hosts(
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_all(cluster: Cluster, shop: Workshop, env: dict[str, str], killed: int) -> None:
-    with endless(cluster, shop, env, f"killed-{killed}") as launch:
-        (rank,) = ranks_on(cluster, killed)
-        rank.kill()
-        assert launch.wait()[0] != 0
-        wait_for(lambda: not cluster.strays())
+    with endless(cluster, shop, env, f"killed-{killed}") as run:
+        run.until(lambda: shop.checkpoints(f"killed-{killed}"))
+        run.rank(killed).kill()
+        assert run.end() != 0
+        run.alone()
         assert not (shop.folder / f"killed-{killed}" / "preempted.json").exists()

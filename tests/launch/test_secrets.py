@@ -16,8 +16,8 @@ from pretrain.ports import free_port
 from tests.canaries import CANARIES, S3_SESSION, S3_SIGNATURE, URI_PASSWORD
 from tests.distributed.ranks import ROOT
 from tests.distributed.runs import SCRIPT, Workshop
+from tests.launch.launched import Launched, launch_run
 from tests.launch.namespaces import Cluster, wait_for
-from tests.launch.test_run import Command
 from tests.leaks import leaks, leaks_in
 from tests.servers import http_server
 
@@ -147,8 +147,6 @@ def blabbing(tmp_path: Path, toy_folder: Path, pair: Cluster, monkeypatch: pytes
             monkeypatch.delenv(name, raising=False)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        # `Command` gives its run the environment of the workshop
-        monkeypatch.setattr(Workshop, "environment", lambda self: env)
         yield Blabbing(shop, proof, file, env)
 
 
@@ -161,9 +159,10 @@ def test_a_rank_that_tells_all_and_breaks_off_is_started_again_and_ends_well(
     cluster: Cluster, blabbing: Blabbing
 ) -> None:
     (blabbing.proof / "break").touch()
-    with Watch(cluster) as watch, Command(cluster, blabbing.shop, "told", *options(blabbing), "--debug") as command:
-        assert command.wait() == 0, command.told()
-        told = command.told()
+    words = [*options(blabbing), "--debug"]
+    with Watch(cluster) as watch, launch_run(cluster, blabbing.shop, "told", *words, env=blabbing.env) as run:
+        assert run.end_alone() == 0, run.told()
+        told = run.told()
     assert "attempt 2 of 4" in told and "broken off with" in told
     ranks_know(blabbing, {name: value for name, value in CANARIES.items() if name != "MLFLOW_TRACKING_URI"})
     nobody_else_knows(blabbing, watch, ".log", ".jsonl", ".json", ".pt", ".safetensors", ".db")
@@ -196,35 +195,32 @@ def test_a_server_of_mlflow_and_a_hang(cluster: Cluster, blabbing: Blabbing) -> 
     wait_for(lambda: b"Application startup complete" in log.read_bytes() or server.poll() is not None)
     blabbing.env["MLFLOW_TRACKING_URI"] = f"http://matloom:{URI_PASSWORD}@127.0.0.1:{port}"
     with Watch(cluster) as watch:
-        with Command(cluster, shop, "served", *options(blabbing)) as command:
-            # not `wait`: the server is no stray
-            assert command.process.wait(300) == 0, command.told()
-            assert list((shop.folder / "server").rglob("artifacts/*/*.csv")), command.told()
+        with launch_run(cluster, shop, "served", *options(blabbing), env=blabbing.env) as run:
+            # not alone: the server is no stray
+            assert run.end() == 0, run.told()
+            assert list((shop.folder / "server").rglob("artifacts/*/*.csv")), run.told()
         # a rank that is stopped hangs the other: stacks are written down
         hang = [*options(blabbing), "--restarts", 0, "--set", "guards.hang_timeout_s=10", "--set", "optim.epochs=9999"]
         blabbing.env["MLFLOW_TRACKING_URI"] = f"http://matloom:{URI_PASSWORD}@127.0.0.1:9"
-        with Command(cluster, shop, "hangs", *hang) as command:
-            command.trained(3)
-            command.rank(1).suspend()
-            assert command.process.wait(300) == 7, command.told()
+        with launch_run(cluster, shop, "hangs", *hang, env=blabbing.env) as run:
+            run.trained(3)
+            run.rank(1).suspend()
+            assert run.end() == 7, run.told()
     assert list(shop.folder.rglob("hang.txt"))
     nobody_else_knows(blabbing, watch, ".log", ".jsonl", ".json", ".db", ".txt")
 
 
 def natively(cluster: Cluster, blabbing: Blabbing, out: str, *words: object, **env: str) -> str:
     """Run launch/pretrain.py by DeepSpeed's own command and return its output."""
-    handed_on, log = blabbing.shop.folder / f"{out}.deepspeed", blabbing.shop.folder / f"{out}.log"
+    handed_on = blabbing.shop.folder / f"{out}.deepspeed"
     names = [name for name in blabbing.env if name not in CANARIES] + ["MLFLOW_TRACKING_URI"]
     own = {name: blabbing.env[name] for name in names} | {"BLAB_QUIET": "1"}
     handed_on.write_text("".join(f"{name}={value}\n" for name, value in own.items()))
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [launcher, "--hostfile", cluster.hostfile(), "--master_port", free_port(), SCRIPT, *words]
-    process = cluster.nodes[0].popen(*command, log=log, env={**own, **env, "DS_ENV_FILE": str(handed_on)})
-    try:
-        assert process.wait(300) == 0, log.read_text()
-    finally:
-        process.kill()
-    return log.read_text()
+    with Launched(cluster, blabbing.shop, out, command, env={**own, **env, "DS_ENV_FILE": str(handed_on)}) as run:
+        assert run.end() == 0, run.told()
+        return run.told()
 
 
 def test_what_deepspeeds_command_would_print_a_file_keeps(
@@ -236,7 +232,7 @@ def test_what_deepspeeds_command_would_print_a_file_keeps(
     token = {"MLFLOW_TRACKING_TOKEN": CANARIES["MLFLOW_TRACKING_TOKEN"]}
     told = natively(cluster, blabbing, "printed", "--help", **token)
     assert "MLFLOW_TRACKING_TOKEN" in leaks_in(told.encode())
-    (blabbing.shop.folder / "printed.log").unlink()
+    (blabbing.shop.folder / "printed.node1.log").unlink()
     with Watch(cluster) as watch:
         words = ["--config", blabbing.shop.recipe, "--out", blabbing.shop.folder / "kept"]
         natively(cluster, blabbing, "kept", *words, "--env_file", blabbing.file)

@@ -6,13 +6,11 @@ there it is asserted that all is saved, that the run's folder says so, and that 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,11 +18,11 @@ import pytest
 
 from pretrain.ports import free_port
 from pretrain.signals import REQUEST
-from tests.distributed.held import EXPECTED, NAMES, SAVE, environment, finished, held_shop
+from tests.distributed.held import EXPECTED, SAVE, finished
 from tests.distributed.ranks import TIMEOUT_S
 from tests.distributed.runs import SCRIPT, Hold, Workshop
+from tests.launch.launched import NOWHERE, Launched, by_pdsh, launch_run
 from tests.launch.namespaces import Cluster, wait_for
-from tests.launch.test_native import apart  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.launch
 
@@ -33,22 +31,19 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 NOBODY_S = 30
 # of a run whose ranks are not where a request finds them: checkpoints before
 BEFORE = {"warm-up": [], "step": [SAVE], "save": [], "eval": [SAVE]}
+AGAIN = ("--no-check", "--restarts", 1, "--grace", 5)
 TABLE: dict[tuple[str, ...], str] = {}
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
-    shop = held_shop(tmp_path_factory.mktemp("signals"), toy_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(shop, "-").items():
-            patch.setenv(name, value)
-        # tests in the background, or under nohup, ignore some, and so would all that they start
-        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield shop
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def shop(shop: Workshop) -> Iterator[Workshop]:
+    # tests in the background, or under nohup, ignore some, and so would all that they start
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield shop
+    for number, handler in before.items():
+        signal.signal(number, handler)
     good = sum(found.startswith("ok") for found in TABLE.values())
     print(f"\n{good} of {len(TABLE)} requests to end: saved once, nobody left behind, resumed bit for bit")
 
@@ -76,121 +71,50 @@ def whole(shop: Workshop) -> Callable[[int], str]:
     return run
 
 
-class Held:
-    """A run on two hosts that a user has started, held in a phase; leaves no process behind.
-
-    Parameters
-    ----------
-    phase : str
-        Where it waits; ``"-"``: nowhere.
-    slots : int
-        Ranks on each host.
-    ssh : Path, optional
-        What reaches the hosts.
-    commands : list of list, optional
-        The command of the first host, or those of both; by default ``matloom launch run`` with ``options``.
-    """
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        shop: Workshop,
-        out: str,
-        phase: str,
-        *options: object,
-        slots: int = 1,
-        ssh: object = "ssh",
-        commands: Sequence[Sequence[object]] = (),
-    ) -> None:
-        self.cluster, self.shop, self.out, self.log = cluster, shop, shop.folder / out, shop.folder / f"{out}.log"
-        self.hold = Hold(shop.folder / f"hold-{out}", 2 * slots)
-        self.waiting = [0] if phase == "save" else list(range(2 * slots))
-        hosts = cluster.hostfile(slots, f"{out}.hosts")
-        env = environment(shop, out, self.hold, phase)
-        # what DeepSpeed's launcher hands on
-        handed_on = shop.folder / f"{out}.env"
-        handed_on.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
-        run = [
-            sys.executable, "-m", "launch.cli", "launch", "run", shop.recipe, "--out", self.out, "--hostfile", hosts,
-            "--ssh", f"{ssh} -F {cluster.folder}/ssh_config", *(f"--env={name}" for name in NAMES), *options,
-        ]  # fmt: skip
-        self.processes = [
-            node.popen(*words, log=self.log.with_suffix(f".{node.name}"), env={**env, "DS_ENV_FILE": str(handed_on)})
-            for node, words in zip(cluster.nodes, commands or [run], strict=False)
-        ]
-        self.process = self.processes[0]
-        if phase != "-":
-            with contextlib.ExitStack() as stack:
-                stack.callback(self.__exit__)
-                self.hold.reached(*self.waiting, alive=lambda: self.process.poll() is None)
-                stack.pop_all()
-
-    def __enter__(self) -> Held:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for node in self.cluster.nodes:
-            node.kill_all()
-        for process in self.processes:
-            process.wait()
-
-    def told(self) -> str:
-        return "".join(log.read_text(errors="replace") for log in self.log.parent.glob(f"{self.out.name}.node?"))
-
-    def find(self, node: int, word: str, **variables: str) -> psutil.Process | None:
-        """Return the process of a host that has this word on its command line, and these variables."""
-        for process in self.cluster.nodes[node].processes():
-            with contextlib.suppress(psutil.Error):
-                if word in process.cmdline() and process.environ().items() >= variables.items():
-                    return process
-        return None
-
-    def member(self, target: str) -> psutil.Process:
-        last = str(self.hold.world - 1)
-        found = {
-            "runner": lambda: psutil.Process(self.process.pid),
-            "agent": lambda: self.find(1, "launch.hosts.agent"),
-            "launch.py": lambda: self.find(1, "deepspeed.launcher.launch"),
-            "rank": lambda: self.find(1, "-u", RANK=last, LOCAL_RANK=str(int(last) // 2)),
-        }[target]()
-        assert found is not None, f"there is no {target}: {self.told()}"
-        return found
-
-    def signal(self, target: str, number: signal.Signals) -> None:
-        """Signal one of them; ``group``: what a terminal's Ctrl-C would reach."""
-        if target == "group":
-            os.killpg(self.process.pid, number)
-        else:
-            self.member(target).send_signal(number)
-
-    def noticed(self) -> None:
-        """Return once a rank knows that it is to end."""
-        wait_for((self.out / REQUEST).exists)
-
-    def release(self, within_s: float = NOBODY_S) -> tuple[int, float]:
-        """Let the ranks go on; exit code, and seconds until nobody is left."""
-        began = time.monotonic()
-        self.hold.release()
-        code = self.process.wait(TIMEOUT_S)
-        wait_for(lambda: not self.cluster.strays(), within_s)
-        return code, time.monotonic() - began
-
-    def asked(self) -> tuple[int, float]:
-        """Let the ranks go on once one of them knows that it is to end; as `release`."""
-        self.noticed()
-        return self.release()
-
-    def preempted(self) -> dict[str, object]:
-        path = self.out / "preempted.json"
-        assert path.exists(), self.told()
-        return dict(json.loads(path.read_text()))
+def member(run: Launched, target: str) -> psutil.Process:
+    """Return one of the processes of a run: of the first host what the user has started, of the second the others."""
+    found: dict[str, Callable[[], psutil.Process]] = {
+        "runner": lambda: psutil.Process(run.process.pid),
+        "agent": lambda: run.agent(1),
+        "launch.py": lambda: run.module("deepspeed.launcher.launch", 1),
+        "rank": lambda: run.rank(run.hold.world - 1),
+    }
+    return found[target]()
 
 
-def once_and_resumed(held: Held, phase: str, whole: Callable[[int], str]) -> None:
+def send(run: Launched, target: str, number: signal.Signals) -> None:
+    """Signal one of them; ``group``: what a terminal's Ctrl-C would reach."""
+    if target == "group":
+        os.killpg(run.process.pid, number)
+    else:
+        member(run, target).send_signal(number)
+
+
+def noticed(run: Launched) -> None:
+    """Return once a rank knows that it is to end."""
+    wait_for((run.out / REQUEST).exists)
+
+
+def released(run: Launched, within_s: float = NOBODY_S) -> tuple[int, float]:
+    """Let the ranks go on; exit code, and seconds until nobody is left."""
+    began = time.monotonic()
+    run.hold.release()
+    code = run.end()
+    run.alone(within_s)
+    return code, time.monotonic() - began
+
+
+def asked(run: Launched) -> tuple[int, float]:
+    """Let the ranks go on once one of them knows that it is to end; as `released`."""
+    noticed(run)
+    return released(run)
+
+
+def once_and_resumed(run: Launched, phase: str, whole: Callable[[int], str]) -> None:
     """Assert that there is exactly one new checkpoint, and that going on from it leads to where it would have led."""
-    shop, out, world = held.shop, held.out.name, held.hold.world
-    assert shop.checkpoints(out) == sorted({*BEFORE[phase], EXPECTED[phase]}), held.told()
-    assert held.preempted()["step"] == EXPECTED[phase]
+    shop, out, world = run.shop, run.out.name, run.hold.world
+    assert shop.checkpoints(out) == sorted({*BEFORE[phase], EXPECTED[phase]}), run.told()
+    assert run.preempted()["step"] == EXPECTED[phase]
     finished(shop, shop.arguments(out, "--resume", "auto"), world=world)
     assert shop.same(out, whole(world))
 
@@ -226,12 +150,12 @@ def test_two_hosts(
     phase: str,
 ) -> None:
     TABLE["launch run", target, phase, number.name] = "failed"
-    with Held(cluster, shop, f"{target}-{phase}-{number.name}", phase, "--no-check") as held:
-        held.signal(target, number)
-        code, seconds = held.asked()
-        assert code == 75, held.told()
-        assert held.told().count("the same command with --resume") == 1
-        once_and_resumed(held, phase, whole)
+    with launch_run(cluster, shop, f"{target}-{phase}-{number.name}", "--no-check", phase=phase) as run:
+        send(run, target, number)
+        code, seconds = asked(run)
+        assert code == 75, run.told()
+        assert run.told().count("the same command with --resume") == 1
+        once_and_resumed(run, phase, whole)
     TABLE["launch run", target, phase, number.name] = f"ok, code {code}, {seconds:.1f} s"
 
 
@@ -250,40 +174,40 @@ def test_two_hosts_of_two_ranks(
 ) -> None:
     words = ("launch run 2x2", target, phase, number.name)
     TABLE[words] = "failed"
-    with Held(cluster, shop, f"four-{target}", phase, "--no-check", slots=2) as held:
-        held.signal(target, number)
-        code, seconds = held.asked()
-        assert code == 75, held.told()
-        once_and_resumed(held, phase, whole)
+    with launch_run(cluster, shop, f"four-{target}", "--no-check", slots=2, phase=phase) as run:
+        send(run, target, number)
+        code, seconds = asked(run)
+        assert code == 75, run.told()
+        once_and_resumed(run, phase, whole)
     TABLE[words] = f"ok, code {code}, {seconds:.1f} s"
 
 
 def test_several_requests_at_once_are_one(cluster: Cluster, shop: Workshop, whole: Callable[[int], str]) -> None:
-    with Held(cluster, shop, "several", "step", "--no-check") as held:
-        held.signal("runner", signal.SIGUSR1)
-        held.noticed()
-        held.signal("runner", signal.SIGTERM)
-        held.signal("agent", signal.SIGHUP)
-        held.signal("rank", signal.SIGINT)
-        held.signal("runner", signal.SIGINT)
-        code, _ = held.release()
-        assert code == 75, held.told()
-        once_and_resumed(held, "step", whole)
+    with launch_run(cluster, shop, "several", "--no-check", phase="step") as run:
+        send(run, "runner", signal.SIGUSR1)
+        noticed(run)
+        send(run, "runner", signal.SIGTERM)
+        send(run, "agent", signal.SIGHUP)
+        send(run, "rank", signal.SIGINT)
+        send(run, "runner", signal.SIGINT)
+        code, _ = released(run)
+        assert code == 75, run.told()
+        once_and_resumed(run, "step", whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_waits_for_ranks_that_cannot_hear_yet(
     cluster: Cluster, shop: Workshop, whole: Callable[[int], str], number: signal.Signals
 ) -> None:
-    with Held(cluster, shop, f"early-{number.name}", "import", "--no-check") as held:
-        agent = held.member("agent")
+    with launch_run(cluster, shop, f"early-{number.name}", "--no-check", phase="import") as run:
+        agent = member(run, "agent")
         before = agent.num_ctx_switches().voluntary
-        held.signal("runner", number)
+        send(run, "runner", number)
         # it has looked around several times since
         wait_for(lambda: agent.num_ctx_switches().voluntary > before + 40)
-        code, _ = held.release()
-        assert code == 75, held.told()
-        once_and_resumed(held, "warm-up", whole)
+        code, _ = released(run)
+        assert code == 75, run.told()
+        once_and_resumed(run, "warm-up", whole)
 
 
 def slow_ssh(shop: Workshop, out: str, after: int) -> tuple[Path, Hold]:
@@ -307,14 +231,14 @@ def test_a_request_before_any_rank_is_there_ends_it_at_once(
 ) -> None:
     out = f"before{check}-{number.name}"
     ssh, connecting = slow_ssh(shop, out, after=0)
-    with Held(cluster, shop, out, "-", check, ssh=ssh) as held:
-        connecting.reached(alive=lambda: held.process.poll() is None)
-        held.signal("runner", number)
-        assert held.process.wait(NOBODY_S) in (128 + number, -number), held.told()
+    with launch_run(cluster, shop, out, check, ssh=ssh, phase=NOWHERE) as run:
+        connecting.reached(alive=lambda: run.process.poll() is None)
+        send(run, "runner", number)
+        assert run.end(NOBODY_S) in (128 + number, -number), run.told()
         connecting.release()
-        wait_for(lambda: not cluster.strays(), NOBODY_S)
-        assert not (held.out / "logs").exists()
-        assert "Traceback" not in held.told()
+        run.alone(NOBODY_S)
+        assert not (run.out / "logs").exists()
+        assert "Traceback" not in run.told()
 
 
 def test_a_request_between_two_attempts_starts_no_other_one(
@@ -322,15 +246,15 @@ def test_a_request_between_two_attempts_starts_no_other_one(
 ) -> None:
     # the second connection is that of the second attempt
     ssh, connecting = slow_ssh(shop, "between", after=1)
-    with Held(cluster, shop, "between", "step", "--no-check", "--restarts", 1, "--grace", 5, ssh=ssh) as held:
-        held.member("rank").kill()
-        held.hold.release(0)
-        connecting.reached(alive=lambda: held.process.poll() is None)
-        held.signal("runner", signal.SIGTERM)
-        assert held.process.wait(NOBODY_S) == 128 + signal.SIGTERM, held.told()
+    with launch_run(cluster, shop, "between", *AGAIN, ssh=ssh, phase="step") as run:
+        member(run, "rank").kill()
+        run.hold.release(0)
+        connecting.reached(alive=lambda: run.process.poll() is None)
+        send(run, "runner", signal.SIGTERM)
+        assert run.end(NOBODY_S) == 128 + signal.SIGTERM, run.told()
         connecting.release()
-        wait_for(lambda: not cluster.strays(), NOBODY_S)
-        assert shop.checkpoints("between") == [SAVE] and len(list((held.out / "logs").iterdir())) == 1
+        run.alone(NOBODY_S)
+        assert shop.checkpoints("between") == [SAVE] and len(list((run.out / "logs").iterdir())) == 1
         finished(shop, shop.arguments("between", "--resume", "auto"))
         assert shop.same("between", whole(2))
 
@@ -338,23 +262,15 @@ def test_a_request_between_two_attempts_starts_no_other_one(
 def test_a_request_while_a_host_is_lost_ends_the_run_without_another_attempt(
     cluster: Cluster, shop: Workshop, whole: Callable[[int], str]
 ) -> None:
-    with Held(cluster, shop, "lost", "step", "--no-check", "--restarts", 1, "--grace", 5) as held:
+    with launch_run(cluster, shop, "lost", *AGAIN, phase="step") as run:
         cluster.nodes[1].kill_all()
-        wait_for(lambda: "host node2 is lost" in held.told())
-        held.signal("runner", signal.SIGUSR1)
-        code, _ = held.release()
-        assert code == 8, held.told()
-        assert shop.checkpoints("lost") == [SAVE] and len(list((held.out / "logs").iterdir())) == 1
+        wait_for(lambda: "host node2 is lost" in run.told())
+        send(run, "runner", signal.SIGUSR1)
+        code, _ = released(run)
+        assert code == 8, run.told()
+        assert shop.checkpoints("lost") == [SAVE] and len(list((run.out / "logs").iterdir())) == 1
         finished(shop, shop.arguments("lost", "--resume", "auto"))
         assert shop.same("lost", whole(2))
-
-
-def by_pdsh(cluster: Cluster, shop: Workshop, out: str) -> list[list[object]]:
-    """Return the command of DeepSpeed's launcher, which reaches both hosts by pdsh."""
-    hosts = cluster.hostfile(1, f"{out}.hosts")
-    launcher = Path(sys.executable).with_name("deepspeed")
-    words = [launcher, "--hostfile", hosts, "--master_port", free_port(), SCRIPT, *shop.arguments(out)]
-    return [words]
 
 
 def by_torchrun(cluster: Cluster, shop: Workshop, out: str) -> list[list[object]]:
@@ -390,9 +306,9 @@ def test_other_launchers_end_saved_and_leave_nobody(
     out, case = f"{launcher.__name__}-{target}-{number.name}", (launcher, target, number)
     words = (launcher.__name__[3:], target, "step", number.name)
     TABLE[words] = "failed"
-    with Held(cluster, shop, out, "step", commands=launcher(cluster, shop, out)) as held:
-        held.signal(target, number)
-        code, seconds = held.release(TIMEOUT_S) if case in UNHEARD | BROKEN else held.asked()
+    with Launched(cluster, shop, out, *launcher(cluster, shop, out), phase="step") as run:
+        send(run, target, number)
+        code, seconds = released(run, TIMEOUT_S) if case in UNHEARD | BROKEN else asked(run)
         if case in UNHEARD:
             # it goes on as if nothing had been said, and its output still comes
             assert shop.same(out, whole(2))
@@ -400,8 +316,8 @@ def test_other_launchers_end_saved_and_leave_nobody(
             return
         found = shop.checkpoints(out)
         # where ssh is gone, ranks notice at the next line that they print
-        assert found[:-1] == [SAVE] and (found[-1] == EXPECTED["step"] or case in BROKEN), held.told()
-        assert held.preempted()["step"] == found[-1]
+        assert found[:-1] == [SAVE] and (found[-1] == EXPECTED["step"] or case in BROKEN), run.told()
+        assert run.preempted()["step"] == found[-1]
         finished(shop, shop.arguments(out, "--resume", "auto"))
         assert shop.same(out, whole(2))
     TABLE[words] = f"ok, code {code}, {seconds:.1f} s"

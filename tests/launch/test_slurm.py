@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from pretrain.signals import PREEMPTED, REQUEST
-from tests.distributed.held import EXPECTED, WORLD, environment, finished, held_shop
+from tests.distributed.held import EXPECTED, WORLD, environment, finished
 from tests.distributed.runs import ROOT, SCRIPT, Hold, Workshop
 from tests.launch.namespaces import Cluster, wait_for
 from tests.launch.slurm import Slurm, missing
@@ -34,23 +33,6 @@ def slurm(pair: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         # logs of jobs are written to where they are submitted
         patch.setattr(pair, "cwd", folder)
         yield running
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
-    """Runs on the toy data set with an encoder that can be held."""
-    shop = held_shop(tmp_path_factory.mktemp("runs"), toy_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(shop, "-").items():
-            patch.setenv(name, value)
-        yield shop
-
-
-@pytest.fixture(scope="module")
-def whole(shop: Workshop) -> str:
-    """A run on as many ranks, started without SLURM, that nothing has disturbed."""
-    finished(shop, shop.arguments("whole"), world=WORLD)
-    return "whole"
 
 
 class Submitted:
