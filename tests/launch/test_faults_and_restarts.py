@@ -7,16 +7,19 @@ the checkpoint.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
 from tests.distributed import held
+from tests.distributed.ranks import ROOT
 from tests.distributed.runs import Workshop
 from tests.launch.faulty import (
     GRACE_S,
     HANG_S,
     HANGS,
     LOST_S,
+    TIMES,
     UNCHECKED,
     WHOLE_S,
     counted,
@@ -25,7 +28,7 @@ from tests.launch.faulty import (
 )
 from tests.launch.launched import NOWHERE, Launched, attempts, launch_run, without_dropout
 from tests.launch.namespaces import Cluster, wait_for
-from tests.launch.test_preflight import sshd
+from tests.launch.test_preflight import instead, sshd
 
 pytestmark = pytest.mark.launch
 
@@ -77,6 +80,42 @@ def test_a_host_that_died_and_came_back_is_used_again(cluster: Cluster, shop: Wo
         assert row["code"] == 0, run.told()
         assert attempts(shop, "back") == [2, 1, 2]
         assert shop.close("back", whole)
+
+
+@pytest.mark.slow
+def test_a_host_that_comes_back_as_another_one_is_left_out(
+    cluster: Cluster, shop: Workshop, whole: str, tmp_path: Path
+) -> None:
+    node, module = cluster.nodes[1], ROOT / "launch" / "bars.py"
+    how = "SIGKILL to everything, one more line in a module when it is back"
+    with counted("restarts", "a host comes back with other code", how, 0) as row:
+        with launch_run(cluster, shop, "other", *TIMES, "--restarts", 1, phase="step") as run:
+            with instead(node, module, f"{module.read_text()}# more\n", tmp_path):
+                node.kill_all()
+                ended_alone(row, run, WHOLE_S)
+        assert row["code"] == 0, run.told()
+        assert "matloom: host node2 is left out: code: launch/bars.py is not as on node1" in run.told()
+        assert attempts(shop, "other") == [2, 1]
+        assert shop.close("other", whole)
+
+
+def test_who_starts_a_run_again_at_once_waits_for_its_ranks(cluster: Cluster, shop: Workshop, whole: str) -> None:
+    """Else two runs would write into one folder; the ranks of the first one have lost their controller, and save."""
+    how = "SIGKILL to the controller; the same command while the ranks still save"
+    with counted("restarts", "started again at once", how, 0) as row:
+        with launch_run(cluster, shop, "twice", *UNCHECKED, "--grace", 120, "--restarts", 0, phase="step") as first:
+            first.process.kill()
+            first.process.wait()
+            with launch_run(
+                cluster, shop, "twice", *UNCHECKED, "--restarts", 0, "--resume", "auto", phase=NOWHERE
+            ) as second:
+                second.until(lambda: "is being written by process" in second.told())
+                assert whole_checkpoints(shop, "twice") == [held.SAVE]
+                first.hold.release()
+                ended_alone(row, second, WHOLE_S)
+        assert row["code"] == 0, second.told()
+        assert f"step-{held.EXPECTED['step']:08d}\n" in second.told()
+        assert shop.same("twice", whole)
 
 
 @pytest.mark.slow
