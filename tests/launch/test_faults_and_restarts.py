@@ -89,10 +89,12 @@ def test_a_host_that_comes_back_as_another_one_is_left_out(
     node, module = cluster.nodes[1], ROOT / "launch" / "bars.py"
     how = "SIGKILL to everything, one more line in a module when it is back"
     with counted("restarts", "a host comes back with other code", how, 0) as row:
-        with launch_run(cluster, shop, "other", *TIMES, "--restarts", 1, phase="step") as run:
-            with instead(node, module, f"{module.read_text()}# more\n", tmp_path):
-                node.kill_all()
-                ended_alone(row, run, WHOLE_S)
+        with (
+            launch_run(cluster, shop, "other", *TIMES, "--restarts", 1, phase="step") as run,
+            instead(node, module, f"{module.read_text()}# more\n", tmp_path),
+        ):
+            node.kill_all()
+            ended_alone(row, run, WHOLE_S)
         assert row["code"] == 0, run.told()
         assert "matloom: host node2 is left out: code: launch/bars.py is not as on node1" in run.told()
         assert attempts(shop, "other") == [2, 1]
