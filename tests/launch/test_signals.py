@@ -284,8 +284,9 @@ def by_torchrun(cluster: Cluster, shop: Workshop, out: str) -> list[list[object]
     ]  # fmt: skip
 
 
-# what ends DeepSpeed's runner alone, or the runner, pdsh and ssh, of all of which no rank is a child
+# what ends DeepSpeed's runner alone, or the runner and pdsh, of neither of which a rank is a child
 UNHEARD = {(by_pdsh, "runner", signal.SIGUSR1), (by_pdsh, "runner", signal.SIGHUP)}
+# there ssh dies of the first line that it cannot hand on, and ranks notice at a later one, if there is one
 BROKEN = {(by_pdsh, "group", signal.SIGUSR1), (by_pdsh, "group", signal.SIGHUP)}
 
 
@@ -316,9 +317,9 @@ def test_other_launchers_end_saved_and_leave_nobody(
             TABLE[words] = f"ok, unheard, code {code}, trained to its end in {seconds:.1f} s"
             return
         found = shop.checkpoints(out)
-        # where ssh is gone, ranks notice at the next line that they print
-        assert found[:-1] == [SAVE] and (found[-1] == EXPECTED["step"] or case in BROKEN), run.told()
-        assert run.preempted()["step"] == found[-1]
+        if case not in BROKEN:
+            assert found == [SAVE, EXPECTED["step"]], run.told()
+            assert run.preempted()["step"] == found[-1]
         finished(shop, shop.arguments(out, "--resume", "auto"))
         assert shop.same(out, whole(2))
     TABLE[words] = f"ok, code {code}, {seconds:.1f} s"
