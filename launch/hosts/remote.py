@@ -16,6 +16,8 @@ from pathlib import Path
 # never ask for a password, and notice a host that is away before TCP does
 ALIVE_S = 5
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"ServerAliveInterval={ALIVE_S}")
+# children inherit it, and some close all that they might have
+MOST_FILES = 1 << 16
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -75,10 +77,12 @@ class Remote:
 
 
 def _allow_pipes() -> None:
-    """Take all the open files that this process may have: every host needs three, the usual limit is 1,024."""
+    """Take as many open files as this process may have: every host needs three, the usual limit is 1,024."""
     with suppress(OSError, ValueError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+        if limit != resource.RLIM_INFINITY and limit < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def is_here(host: str) -> bool:
