@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pretrain.ports import free_port
+from pretrain.signals import REQUEST
 from tests.distributed import held
 from tests.distributed.runs import Workshop
 from tests.launch.faulty import (
@@ -33,7 +34,7 @@ from tests.launch.faulty import (
     whole_checkpoints,
 )
 from tests.launch.launched import Launched, launch_run, without_dropout
-from tests.launch.namespaces import Cluster, hosts
+from tests.launch.namespaces import Cluster, hosts, wait_for
 
 pytestmark = pytest.mark.launch
 ONCE = ("--restarts", 0)
@@ -77,16 +78,19 @@ def every(node: int, number: signal.Signals, *, but: str = "-") -> Callable[[Lau
 
 
 def to(target: str, number: signal.Signals) -> Callable[[Launched], None]:
-    """Signal ``rank1``, ``agent1`` or the ``controller``."""
+    """Signal ``rank1`` or ``agent1``."""
 
     def send(run: Launched) -> None:
-        if target == "controller":
-            run.process.send_signal(number)
-        else:
-            find = run.rank if target[:-1] == "rank" else run.agent
-            find(int(target[-1])).send_signal(number)
+        find = run.rank if target[:-1] == "rank" else run.agent
+        find(int(target[-1])).send_signal(number)
 
     return send
+
+
+def orphaned(run: Launched) -> None:
+    """Kill the controller; the ranks, which train on when they are let go, know then that they are to end."""
+    run.process.kill()
+    wait_for((run.out / REQUEST).exists)
 
 
 def filled(run: Launched) -> None:
@@ -113,7 +117,7 @@ FAULTS = [
     ),
     Fault("an agent killed", "SIGKILL", to("agent1", KILL), 75, LOST, within=SOON),
     Fault("an agent stopped", "SIGSTOP", to("agent1", STOP), 8, SILENT, mend=to("agent1", CONT), release=False),
-    Fault("the controller killed", "SIGKILL", to("controller", KILL), -KILL, (), within=SOON),
+    Fault("the controller killed", "SIGKILL", orphaned, -KILL, (), within=SOON),
     Fault(
         "a rank stopped", f"SIGSTOP, guards.hang_timeout_s = {HANG_S}", to("rank1", STOP), 7,
         ("rank 1 of 2 hangs in step 8", "on node2"), HANGS, HANGS_S, within=WATCHED,
