@@ -30,6 +30,8 @@ T = TypeVar("T")
 LOOK_S = 0.2
 # no process ends itself by one of these because another one has ended
 FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+# nor says then that recipe, data, checkpoint or registry are wrong, or that the training diverged
+FOUND = range(2, 7)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Outcome:
     def cause(self) -> tuple[str, Ended] | None:
         """Host and end of the rank by which the others ended; None where all went well.
 
-        The peers of a rank that was killed notice within milliseconds, and may be heard first.
+        The peers of a rank that ends notice within milliseconds, and may be heard first.
         """
         failed = [
             (host, rank)
@@ -99,8 +101,9 @@ class Outcome:
             # one that we had to kill did not end because others had
             if rank.code not in (0, Preempted.exit_code) and not rank.ours
         ]
-        fatal = [(host, rank) for host, rank in failed if rank.code in FATAL]
-        return next(iter(fatal + failed), None)
+        # the order in which they were heard decides among equals
+        failed.sort(key=lambda end: (end[1].code not in FATAL, end[1].code not in FOUND))
+        return next(iter(failed), None)
 
     @property
     def code(self) -> int:

@@ -142,6 +142,9 @@ def test_those_that_fail_because_one_was_killed_are_not_the_cause() -> None:
     # unless we had killed it, because it did not end
     assert Outcome([("a", peer), ("b", Ended(1, -signal.SIGKILL, [], ours=True))]).code == 70
     assert Outcome([("b", Ended(1, -signal.SIGKILL, [], ours=True))], lost={"a": "no sign of life"}).cause is None
+    # nor because one has found what is wrong
+    assert Outcome([("b", Ended(1, 70, [])), ("a", Ended(0, 3, []))]).code == 3
+    assert Outcome([("b", Ended(1, 3, [])), ("a", Ended(0, -signal.SIGKILL, []))]).code == 137
     # gloo aborts, when others have gone
     assert Outcome([("a", peer), ("b", Ended(1, -signal.SIGABRT, []))]).code == 70
 
