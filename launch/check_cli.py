@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def launch_check(
     """Check that all hosts have the same code, recipe and data, and reach each other; exit code 8 where one fails."""
     from launch.findings import as_json as plain
     from launch.findings import as_lines, failures
+    from launch.guard import hiding
     from launch.hosts.environment import for_ranks
     from launch.hosts.preflight import preflight
     from launch.hosts.redaction import Redactor
@@ -55,7 +57,9 @@ def launch_check(
     refuse_contradictions(hosts, master_addr)
     variables = for_ranks(env, env_file)
     request = replace(wish.request(wish.recipe(), variables, master_addr, master_port), timeout_s=timeout)
-    findings = preflight(Remote.by(ssh), hosts, request, lambda line: typer.echo(f"{line} ...", err=True))
+    redact = Redactor({**os.environ, **variables})
+    with hiding(redact):
+        findings = preflight(Remote.by(ssh), hosts, request, lambda line: typer.echo(f"{line} ...", err=True))
     text = json.dumps(plain(findings), indent=1) if as_json else "\n".join(as_lines(findings))
-    typer.echo(Redactor(variables)(text))
+    typer.echo(redact(text))
     raise typer.Exit(HostError.exit_code if failures(findings) else 0)

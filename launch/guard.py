@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from shards.errors import MatloomError
 from shards.quoting import printable
+
+WORDS = ("what", "where", "why", "do")
 
 
 def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
@@ -32,6 +35,16 @@ def guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         print("  try:   the same with --debug", file=sys.stderr, flush=True)
         return MatloomError.exit_code
     return 0
+
+
+@contextmanager
+def hiding(redact: Callable[[str], str]) -> Iterator[None]:
+    """Take secrets out of users' errors that are not in this process's environment."""
+    try:
+        yield
+    except MatloomError as error:
+        words = {name: redact(str(value)) for name, value in vars(error).items() if name in WORDS and value is not None}
+        raise type(error)(words.pop("what"), **words) from None
 
 
 def _without_secrets(text: object) -> str:

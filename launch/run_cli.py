@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from launch.hosts.controller import Job
     from launch.hosts.hostfile import Host
     from launch.hosts.preflight import Request
+    from launch.hosts.readiness import Check
     from launch.hosts.remote import Remote
-    from launch.hosts.restarts import Check, Elastic
+    from launch.hosts.restarts import Elastic, Stage
     from pretrain.config import Recipe
 
 
@@ -193,11 +194,9 @@ def launch_run(
         host_timeout_s=host_timeout,
         grace_s=grace,
     )
-    ask = _checker(hosts[0], job, wish, recipe, remote) if check else None
-    passed = _passed(ask, hosts[: max_hosts or None], min_hosts) if ask else []
-    if stage:
-        job = replace(job, environment={**variables, **_staged(remote, hosts, recipe, stage, variables)})
-    raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts), ask, passed))
+    checker = _checker(hosts[0], job, wish, recipe, remote) if check else None
+    stager = _stager(remote, recipe, stage, variables) if stage else None
+    raise typer.Exit(_run(hosts, job, wish, remote, Elastic(restarts, min_hosts, max_hosts), checker, stager))
 
 
 def pretrain(
@@ -239,42 +238,11 @@ def _checker(first: Host, job: Job, wish: Wish, recipe: Recipe, remote: Remote) 
     )
 
 
-def _passed(check: Check, hosts: Sequence[Host], least: int) -> list[str]:
-    """Return the names of the hosts that are ready, or raise `HostError`; say what may go wrong.
-
-    Parameters
-    ----------
-    check : callable
-        Asks them.
-    hosts : sequence of Host
-        Those that the run is to use.
-    least : int
-        Number of hosts with which the run may start although the others cannot be reached; 0: it needs all.
-    """
-    from launch.findings import as_lines, refuse
-    from launch.hosts.preflight import unreachable
-
-    findings = check(hosts)
-    away = unreachable(findings)
-    rest = [host for host in hosts if host.name not in away]
-    if away and 0 < least <= len(rest):
-        typer.echo(f"matloom: goes on without {', '.join(away)}, not reached", err=True)
-        hosts, findings = rest, check(rest)
-    for line in as_lines([finding for finding in findings if finding.status == "warning"]):
-        typer.echo(line, err=True)
-    refuse(findings)
-    return [host.name for host in hosts]
-
-
-def _staged(
-    remote: Remote, hosts: Sequence[Host], recipe: Recipe, folder: Path, variables: Mapping[str, str]
-) -> dict[str, str]:
-    """Bring the data to the disk of every host, spare ones too; returns what tells the ranks."""
-    from launch.hosts.redaction import Redactor
+def _stager(remote: Remote, recipe: Recipe, folder: Path, variables: Mapping[str, str]) -> Stage:
+    """Return what brings the data to a folder on the disk of every host."""
     from launch.hosts.staging import stage
 
-    redact = Redactor({**os.environ, **variables})
-    return stage(remote, hosts, recipe, folder, lambda line: typer.echo(redact(line), err=True), variables)
+    return lambda hosts, report: stage(remote, hosts, recipe, folder, report, variables)
 
 
 def _run(
@@ -284,16 +252,17 @@ def _run(
     remote: Remote,
     elastic: Elastic,
     check: Check | None = None,
-    passed: Sequence[str] = (),
+    stage: Stage | None = None,
 ) -> int:
+    from launch.guard import hiding
     from launch.hosts.redaction import Redactor
     from launch.hosts.restarts import Run
     from launch.hosts.terminal import Terminal
 
     redact = Redactor({**os.environ, **job.environment})
     again = wish.command("auto")
-    with Terminal(redact) as terminal:
-        return Run(hosts, job, again, remote, elastic, terminal.show, check, passed).run()
+    with hiding(redact), Terminal(redact) as terminal:
+        return Run(hosts, job, again, remote, elastic, terminal.show, check, stage).run()
 
 
 def _this_host(ranks: int) -> list[Host]:

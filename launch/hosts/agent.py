@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from launch.hosts.environment import FILE
 from launch.hosts.messages import (
     Done,
     End,
@@ -105,6 +106,8 @@ class Agent:
         if start.node == 0:
             _refuse_taken(start.port)
         environment = {**os.environ, **start.environment}
+        # the controller has read it: what it sends wins
+        environment.pop(FILE, None)
         resolved(start.address)
         if len(start.hosts) > 1 and "GLOO_SOCKET_IFNAME" not in environment:
             # by itself gloo takes the address of the host's own name, which may be 127.0.1.1, where nobody else gets to

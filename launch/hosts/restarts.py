@@ -9,15 +9,16 @@ from __future__ import annotations
 import queue
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launch.findings import Finding, failures, refuse
+from launch.findings import failures, refuse
 from launch.hosts.controller import Attempt, Job, Outcome, Requests, report
 from launch.hosts.hostfile import Host
 from launch.hosts.link import Events, Link, connect
+from launch.hosts.readiness import Check, ready
 from launch.hosts.remote import Remote
 from pretrain.signals import EXIT_HANG, PREEMPTED, Preempted
 from shards.errors import HostError, MatloomError
@@ -25,8 +26,8 @@ from shards.errors import HostError, MatloomError
 # what another attempt may mend; not what is wrong with the recipe, the data or the training
 MENDABLE = {EXIT_HANG, MatloomError.exit_code, HostError.exit_code}
 LOGS = "logs"
-# says what it finds of hosts, at the first of which the ranks are to meet
-Check = Callable[[Sequence[Host]], Sequence[Finding]]
+# brings the data to the disks of hosts, reports lines, and returns the variables by which ranks find them
+Stage = Callable[[Sequence[Host], Callable[[str], None]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Run:
         Gets each line that the user is to see, and whether it belongs to stderr.
     check : callable, optional
         Asked before every attempt on hosts that have not passed it since the last one.
-    passed : collection of str
-        Names of those that have passed it.
+    stage : callable, optional
+        Asked once for the hosts that the run begins on; others, which step in later, read the data where they are.
     """
 
     def __init__(
@@ -80,10 +81,13 @@ class Run:
         elastic: Elastic,
         show: Callable[[str, bool], None],
         check: Check | None = None,
-        passed: Collection[str] = (),
+        stage: Stage | None = None,
     ) -> None:
         self.hosts, self.job, self.again, self.remote, self.elastic = list(hosts), job, again, remote, elastic
-        self.show, self.check, self.passed = show, check, set(passed)
+        self.show, self.check, self.stage = show, check, stage
+        self.most = min(elastic.most or len(self.hosts), len(self.hosts))
+        # names of hosts that have passed the check since the last attempt
+        self.passed = set[str]()
         self.requests = Requests()
 
     def run(self) -> int:
@@ -91,10 +95,11 @@ class Run:
 
         Raises
         ------
-        HostError
-            Where too few hosts answer.
+        MatloomError
+            Where too few hosts answer or are ready, or the data cannot be staged.
         """
         with self.requests:
+            self.requests.break_off(self._prepare, None)
             for number in range(self.elastic.restarts + 1):
                 links = self._ready(first=number == 0)
                 if self.requests.wanted:
@@ -109,6 +114,16 @@ class Run:
                 elif number:
                     self.show(f"matloom: given up after {number} restart{'s' if number > 1 else ''}", True)
         return outcome.code
+
+    def _prepare(self) -> None:
+        """Find the hosts to begin on, and bring them the data."""
+        hosts = self.hosts[: self.most]
+        if self.check is not None:
+            hosts = ready(self.hosts, self.elastic.least or self.most, self.most, self.check, self.show)
+            self.passed.update(host.name for host in hosts)
+        if self.stage is not None:
+            found = self.stage(hosts, lambda line: self.show(line, True))
+            self.job = replace(self.job, environment={**self.job.environment, **found})
 
     def _leave(self, links: Sequence[Link]) -> int:
         """Let the agents go, who have started nothing: what there is has been saved."""
@@ -157,13 +172,12 @@ class Run:
 
     def _connect(self, unfit: Mapping[str, str], *, first: bool) -> list[Link]:
         """Start agents on as many hosts as may be used and answer, but for those that are known to be unfit."""
-        most = min(self.elastic.most or len(self.hosts), len(self.hosts))
-        least = self.elastic.least or (most if first else 1)
+        least = self.elastic.least or (self.most if first else 1)
         links, failed = list[Link](), dict[str, str]()
         spare = [host for host in self.hosts if host.name not in unfit]
         events: Events = queue.SimpleQueue()
-        while len(links) < most and spare and not self.requests.wanted:
-            missing = most - len(links)
+        while len(links) < self.most and spare and not self.requests.wanted:
+            missing = self.most - len(links)
             up, away = connect(
                 spare[:missing], self.remote, events, self.job.host_timeout_s, stop=lambda: bool(self.requests.wanted)
             )

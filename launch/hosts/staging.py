@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,15 @@ def stage(
         Where some of the hosts cannot have it.
     """
     request = {"places": places(recipe.data), "folder": str(folder), "environment": dict(environment or {})}
+    processes = [remote.popen(host.name, "launch.hosts.staging") for host in hosts]
     with ThreadPoolExecutor(len(hosts)) as pool:
-        errors = list(pool.map(lambda host: _ask(remote, host.name, request, report), hosts))
+        try:
+            errors = list(pool.map(lambda host, process: _ask(process, host.name, request, report), hosts, processes))
+        except BaseException:
+            # somebody asks to end: nobody is waited for
+            for process in processes:
+                process.kill()
+            raise
     failed = [(host.name, error) for host, error in zip(hosts, errors, strict=True) if error is not None]
     if failed:
         kind = (
@@ -91,9 +99,10 @@ def places(data: DataConfig) -> list[str]:
     return list(dict.fromkeys(str(place) for one in sets for place in (one.path, *one.overlays)))
 
 
-def _ask(remote: Remote, host: str, request: dict[str, Any], report: Callable[[str], None]) -> MatloomError | None:
+def _ask(
+    process: subprocess.Popen[str], host: str, request: dict[str, Any], report: Callable[[str], None]
+) -> MatloomError | None:
     """Stage on one host; returns what went wrong."""
-    process = remote.popen(host, "launch.hosts.staging")
     assert process.stdin and process.stdout and process.stderr
     complaints: list[str] = []
     reader = threading.Thread(target=lambda stream: complaints.extend(stream), args=(process.stderr,), daemon=True)
