@@ -23,6 +23,8 @@ AUTO = "auto"
 # torch.optim.AdamW's
 EPSILON = 1e-8
 Table = Mapping[str, Any]
+# no number of a recipe comes near
+FAR = 1e300
 # what no recipe says otherwise
 FIXED: Table = {
     "data_types": {"grad_accum_dtype": "fp32"},
@@ -196,8 +198,10 @@ def _equal(value: Any, own: Any) -> bool:
         return value.lower() == own.lower()
     if isinstance(value, (list, tuple)) and isinstance(own, (list, tuple)):
         return len(value) == len(own) and all(map(_equal, value, own))
-    numbers = isinstance(value, (int, float)) and isinstance(own, (int, float))
-    return numbers and math.isclose(value, own, rel_tol=1e-9)
+    if not (isinstance(value, (int, float)) and isinstance(own, (int, float))):
+        return False
+    # an integer may be larger than any float
+    return value == own or (abs(value) < FAR and math.isclose(value, own, rel_tol=1e-9))
 
 
 def _shown(value: Any) -> str:

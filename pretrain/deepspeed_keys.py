@@ -67,7 +67,7 @@ ZERO: dict[str, Any] = {
     "enable_sanity_checks": False,
     "save_muon_momentum_buffer_in_memory": False,
 }
-# keys that a user may set: None is a table whose inside DeepSpeed checks itself, or a key without a value of its own
+# keys that a user may set
 SETTABLE: dict[str, Any] = {
     "aio": {
         "block_size": 1_048_576,
@@ -110,12 +110,23 @@ SETTABLE: dict[str, Any] = {
     # the engine's own: it reports by itself
     "steps_per_print": 10**9,
     "tensorboard": {"enabled": False, "output_path": "", "job_name": "DeepSpeedJobName"},
-    "timers": None,
+    "timers": {"throughput": {"enabled": True, "synchronized": True}},
     "wall_clock_breakdown": False,
     "wandb": {"enabled": False, "group": None, "team": None, "project": "deepspeed"},
     "zero_allow_untested_optimizer": False,
     "zero_force_ds_cpu_optimizer": False,
     "zero_optimization": ZERO,
+}
+# keys whose default is null and that are no text where they are set
+SWITCHES = {"overlap_comm", "online"}
+# tables that may be null for DeepSpeed: the same as leaving them out
+NULLABLE = {"aio", "offload_param", "offload_optimizer"}
+# keys that take some values alone
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "aio.use_gds": (False,),
+    "communication_data_type": (None, "fp16", "bf16", "fp32"),
+    "log_level": (None, "debug", "info", "warning", "error", "critical"),
+    "zero_optimization.stage": (0, 1, 2, 3),
 }
 # old names that DeepSpeed translates, past what is read of its settings here
 REPLACED = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.deepspeed_keys import REPLACED, SETTABLE
+from pretrain.deepspeed_keys import CHOICES, NULLABLE, REPLACED, SETTABLE, SWITCHES
 from shards.errors import ConfigError, suggest
 from shards.recipes import read_tables
 
@@ -29,7 +29,6 @@ OWNED = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
 }
-STAGES = (0, 1, 2, 3)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -76,9 +75,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             do="set them in [data], [optim] and [checkpoint]",
         )
     check_names(settings)
+    _check_values(settings, SETTABLE)
     stage = zero_stage(settings)
-    if stage not in STAGES:
-        raise ConfigError(f"there is no ZeRO stage {stage!r}", do=f"zero_optimization.stage = one of {STAGES}")
     for name, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
         device = _device(settings, name)
         if device not in ("none", "cpu"):
@@ -104,6 +102,33 @@ def check_names(settings: Mapping[str, Any], known: Mapping[str, Any] = SETTABLE
                     f"'{path}{name}' = {value!r} is no table", do=f'a table, with "{next(iter(inside))}" for example'
                 )
             check_names(value, inside, path=f"{path}{name}.")
+
+
+def _check_values(settings: Mapping[str, Any], known: Mapping[str, Any], *, path: str = "") -> None:
+    """Refuse values that are of another kind than the default: what reads them here, or DeepSpeed, would fail late."""
+    for name, value in settings.items():
+        key, default = f"{path}{name}", known[name]
+        if value is None and (default is None or name in NULLABLE):
+            continue
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            _check_values(value, default, path=f"{key}.")
+        elif not _is_kind(value, False if name in SWITCHES else default):
+            shown = "null" if default is None else json.dumps(default, default=str)
+            raise ConfigError(f"'{key}' cannot be {json.dumps(value, default=str)}", do=f"leave it out: {shown}")
+        elif key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(f"'{key}' cannot be {json.dumps(value)}", do=f"one of {json.dumps(CHOICES[key])}")
+
+
+def _is_kind(value: Any, default: Any) -> bool:
+    """Say whether a value is of the kind of a default; text where that is null."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        # 5e8 is how many write it
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, str if default is None else type(default))
 
 
 @contextmanager

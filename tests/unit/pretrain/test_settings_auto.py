@@ -206,6 +206,7 @@ def test_the_tables_of_keys_are_deepspeeds_own() -> None:
         DeepSpeedZeroOffloadOptimizerConfig,
         DeepSpeedZeroOffloadParamConfig,
     )
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
     def defaults(model: Any) -> dict[str, Any]:
         return {
@@ -233,5 +234,6 @@ def test_the_tables_of_keys_are_deepspeeds_own() -> None:
     profiler = DeepSpeedFlopsProfilerConfig({})
     assert vars(profiler) == SETTABLE["flops_profiler"]
     assert SETTABLE["aio"] == AIO_DEFAULT_DICT
+    assert SETTABLE["timers"] == {"throughput": defaults(DeepSpeedThroughputTimerConfig)}
     assert set(SAYS["fp16"]) == set(defaults(DeepSpeedFP16Config))
     assert set(SAYS["bf16"]) == set(defaults(DeepSpeedBF16Config))
