@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from launch.guard import guarded
-from shards.errors import DataError
+from launch.guard import guarded, hiding
+from launch.hosts.redaction import Redactor
+from shards.errors import DataError, HostError
 from tests.canaries import CANARIES, found_in
 
 PROCESS = """
@@ -55,3 +56,13 @@ def test_no_secret_of_the_environment_stands_in_what_an_error_says(
     assert "HF_TOKEN = '***'" in told
     assert ("Traceback" in told) == debug
     assert not found_in(told)
+
+
+def test_nor_one_that_only_the_ranks_have() -> None:
+    def fail() -> None:
+        raise HostError("what", where=f"at {CANARIES['HF_TOKEN']}", why=f"{CANARIES}", do="this")
+
+    with pytest.raises(HostError) as caught, hiding(Redactor(CANARIES)):
+        fail()
+    assert "at ***" in str(caught.value) and "  try:   this" in str(caught.value)
+    assert not found_in(str(caught.value))

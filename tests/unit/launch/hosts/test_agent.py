@@ -125,6 +125,15 @@ def test_all_slots_of_a_host_are_no_selection(agent: Spoken) -> None:
     assert agent.ended()[0].lines == ["False"]
 
 
+def test_the_controller_has_read_the_file_of_variables_and_what_it_sends_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MATLOOM_ENV_FILE", "/nowhere")
+    with Spoken(tmp_path) as agent:
+        agent.start("import os; print(os.environ.get('MATLOOM_ENV_FILE'), os.environ['A'])", environment={"A": "sent"})
+        assert agent.ended()[0].lines == ["None sent"]
+
+
 def test_only_the_first_rank_is_shown_and_all_are_kept(agent: Spoken) -> None:
     program = "import os, sys; print('out', os.environ['RANK']); print('err', file=sys.stderr); sys.exit(3)"
     agent.start(program, 2)

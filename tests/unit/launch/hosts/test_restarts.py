@@ -168,15 +168,15 @@ class Checked:
 
 def test_hosts_are_checked_again_before_a_restart(played: Played) -> None:
     check = Checked(played, {})
-    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 0
-    assert check.asked == [["a", "b", "c"]]
+    assert played.run(failed(-9), GOOD, check=check) == 0
+    assert check.asked == [["a", "b", "c"], ["a", "b", "c"]]
 
 
 def test_a_host_that_comes_back_as_another_one_is_left_out(played: Played) -> None:
     check = Checked(played, {"a": 1})
-    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"], job={"address": "10.0.0.1"}) == 0
+    assert played.run(failed(-9), GOOD, check=check, job={"address": "10.0.0.1"}) == 0
     # the others have not been found ready as long as the check was broken off at one
-    assert check.asked == [["a", "b", "c"], ["b", "c"]]
+    assert check.asked[1:] == [["a", "b", "c"], ["b", "c"]]
     assert [names for names, _, _ in played.attempts] == [["a", "b", "c"], ["b", "c"]]
     assert played.attempts[1][1].address is None and played.closed == ["a", "b", "c"]
     assert "matloom: host a is left out: code: other code" in played.shown
@@ -185,26 +185,46 @@ def test_a_host_that_comes_back_as_another_one_is_left_out(played: Played) -> No
 def test_spare_hosts_are_checked_before_they_step_in(played: Played) -> None:
     check, played.away = Checked(played, {"c": 0}), [{"b"}]
     with pytest.raises(HostError, match="1 of the 2 hosts that the run needs are ready") as caught:
-        played.run(GOOD, elastic=Elastic(3, most=2), check=check, passed=["a", "b"])
-    assert check.asked == [["a", "c"]] and caught.value.where == "c, b" and not played.attempts
+        played.run(GOOD, elastic=Elastic(3, most=2), check=check)
+    assert check.asked == [["a", "b"], ["a", "c"]] and caught.value.where == "c, b" and not played.attempts
 
 
 def test_what_is_wrong_with_all_hosts_ends_it(played: Played) -> None:
     def check(hosts: Sequence[Host]) -> list[Finding]:
-        return [Finding("disk", "failed", "full")]
+        return [Finding("disk", "failed" if played.attempts else "ok", "full")]
 
     with pytest.raises(HostError, match="all hosts: disk: full"):
-        played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"])
+        played.run(failed(-9), GOOD, check=check)
     assert len(played.attempts) == 1 and played.closed == ["a", "b", "c"]
 
 
-def test_one_who_asks_during_the_check_is_not_started_again(played: Played) -> None:
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_one_who_asks_during_the_check_is_not_started_again(played: Played, attempts: int) -> None:
     def check(hosts: Sequence[Host]) -> list[Finding]:
+        if len(played.attempts) < attempts:
+            return []
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the check goes on")
 
-    assert played.run(failed(-9), GOOD, check=check, passed=["a", "b", "c"]) == 75
-    assert len(played.attempts) == 1 and played.closed == ["a", "b", "c"]
+    assert played.run(failed(-9), GOOD, check=check) == 75
+    assert len(played.attempts) == attempts
+
+
+def test_data_are_staged_once_where_the_run_begins(played: Played) -> None:
+    staged = []
+
+    def stage(hosts: Sequence[Host], report: Any) -> dict[str, str]:
+        staged.append([host.name for host in hosts])
+        report("b: it is there")
+        return {"MATLOOM_STAGE": "/scratch"}
+
+    away = {"a": 0}
+    check = lambda hosts: [Finding("host", "failed", "away", host=h.name) for h in hosts if h.name in away]  # noqa: E731
+    played.away = [{"a"}]
+    job = {"environment": {"X": "1"}}
+    assert played.run(failed(-9), GOOD, elastic=Elastic(3, most=2), check=check, stage=stage, job=job) == 0
+    assert staged == [["b", "c"]] and "b: it is there" in played.shown
+    assert all(job.environment == {"X": "1", "MATLOOM_STAGE": "/scratch"} for _, job, _ in played.attempts)
 
 
 def test_one_who_asks_is_not_started_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +245,7 @@ def test_one_who_asks_before_anything_runs_starts_nothing(played: Played, monkey
 
     monkeypatch.setattr(Run, "_connect", connect)
     assert played.run(GOOD) == 75 and not played.attempts
-    assert "matloom: INT came" in played.shown[-1].replace("SIG", "")
+    assert "matloom: SIGINT came" in played.shown[-1]
 
 
 def test_what_an_earlier_run_said_of_its_end_does_not_count(played: Played) -> None:

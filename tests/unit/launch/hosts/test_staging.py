@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from launch.hosts.controller import Requests
 from launch.hosts.hostfile import Host
 from launch.hosts.remote import Remote
 from launch.hosts.staging import bring, places, stage
@@ -224,3 +228,20 @@ def test_a_user_stages_by_hand(tmp_path: Path, toy_folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1] == f"export {STAGE}={tmp_path}/disk"
     assert copy_in(tmp_path / "disk", str(toy_folder)).is_dir()
+
+
+def test_nobody_is_waited_for_once_somebody_asks_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def popen(self: Remote, host: str, module: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(["sleep", "1000"], stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return started[-1]
+
+    monkeypatch.setattr(Remote, "popen", popen)
+    with Requests() as requests:
+        work = partial(stage, Remote(), HERE, recipe_of(tmp_path, "/data"), tmp_path / "copies", ignored)
+        assert requests.break_off(work, {"broken": "off"}) == {"broken": "off"}
+        assert requests.wanted == [signal.SIGTERM]
+    assert started[0].wait(10) == -signal.SIGKILL
