@@ -1,4 +1,4 @@
-"""What a rank prints, when nobody reads it any more: the launcher, or the ssh connection to it, is gone."""
+"""What a rank prints: without secrets, whoever has started it, and without end when nobody reads it any more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
+from launch.hosts.redaction import Redactor
+
 # a pipe, a terminal and a socket without their other end
 GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENOTCONN}
 
 
 class Tolerant:
-    """A stream whose failures end nobody: a run must be able to save when its launcher has died.
+    """A stream that holds no secret and whose failures end nobody: a run must be able to save without its launcher.
 
     Parameters
     ----------
@@ -21,18 +23,20 @@ class Tolerant:
         What is written to.
     lost : callable
         Called once when the other end is gone; what is written from then on is dropped.
+    redact : callable
+        Takes secrets out of a text.
     """
 
-    def __init__(self, stream: TextIO, lost: Callable[[], None]) -> None:
-        self.stream, self.lost = stream, lost
+    def __init__(self, stream: TextIO, lost: Callable[[], None], redact: Callable[[str], str]) -> None:
+        self.stream, self.lost, self.redact = stream, lost, redact
 
     def write(self, text: str) -> int:
         """Write, if that can be done."""
         try:
-            return self.stream.write(text)
+            self.stream.write(self.redact(text))
         except OSError as error:
             self._note(error)
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         """Write out what is kept back."""
@@ -55,8 +59,12 @@ class Tolerant:
 
 
 def outlive_readers(lost: Callable[[], None]) -> None:
-    """Make standard output and error of this process tolerant; ``lost`` is called for each that nobody reads."""
+    """Make standard output and error of this process tolerant; ``lost`` is called for each that nobody reads.
+
+    Secrets are those of this process's environment.
+    """
+    redact = Redactor(os.environ)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Tolerant):
-            setattr(sys, name, cast(TextIO, Tolerant(stream, lost)))
+            setattr(sys, name, cast(TextIO, Tolerant(stream, lost, redact)))
