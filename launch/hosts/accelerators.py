@@ -14,7 +14,8 @@ DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 DEADLINE_S = 60.0
 # of one product of two square matrices, whose elements are all equal: exact in fp32
 SIZE = 1024
-COLUMNS = ("index", "name", "driver_version", "ecc.errors.uncorrected.volatile.total", "memory.used", "memory.total")
+COLUMNS = ("index", "name", "driver_version", "ecc.errors.uncorrected.volatile.total", "memory.used", "memory.total",
+           "uuid")  # fmt: skip
 
 
 def accelerators(deadline_s: float = DEADLINE_S) -> dict[str, Any]:
@@ -23,8 +24,9 @@ def accelerators(deadline_s: float = DEADLINE_S) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``devices``: for each its ``name`` and ``error``, None where it computes; ``error``: why nothing is known of
-        them, or None; ``nccl`` and ``driver``: versions; ``smi``: rows of nvidia-smi.
+        ``devices``: for each that is visible here its ``name``, ``uuid`` and ``error``, None where it computes;
+        ``error``: why nothing is known of them, or None; ``nccl`` and ``driver``: versions; ``smi``: rows of
+        nvidia-smi, which knows of all that the host has, in an order of its own.
     """
     found: dict[str, Any] = {"devices": [], "error": None, "nccl": None, "driver": None, "smi": []}
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not any(Path(device).exists() for device in DEVICES):
@@ -73,7 +75,8 @@ def main() -> None:
                 error = "it computes wrongly"
         except RuntimeError as caught:
             error = str(caught).splitlines()[0]
-        devices.append({"name": torch.cuda.get_device_name(number), "error": error})
+        properties = torch.cuda.get_device_properties(number)
+        devices.append({"name": properties.name, "uuid": f"GPU-{properties.uuid}", "error": error})
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if devices else None
     print(json.dumps({"devices": devices, "nccl": nccl}))
 

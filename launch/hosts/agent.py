@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from launch.hosts.messages import (
 )
 from launch.hosts.processes import Rank, adopt_orphans, catches, descendants, kill
 from launch.hosts.redaction import Redactor
+from launch.hosts.visible import narrowed
 from launch.network import interface_towards, resolved
 from pretrain.signals import CAUGHT
 from shards.errors import HostError
@@ -124,7 +126,7 @@ class Agent:
                     rank,
                     start.command,
                     start.folder,
-                    {**environment, **_place(start, local)},
+                    {**environment, **_place(start, local, environment)},
                     logs / f"rank-{rank:05d}.log",
                     partial(self._say, rank),
                     redact,
@@ -210,7 +212,7 @@ def _hears(pid: int, number: int) -> bool:
     return catches(pid, number) and (number != signal.SIGINT or catches(pid, signal.SIGTERM))
 
 
-def _place(start: Start, local: int) -> dict[str, str]:
+def _place(start: Start, local: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that tell a rank which one it is: torchrun's, and those that DeepSpeed reads beside them."""
     count = len(start.slots)
     place = {
@@ -224,9 +226,7 @@ def _place(start: Start, local: int) -> dict[str, str]:
         "MASTER_ADDR": start.address,
         "MASTER_PORT": start.port,
     }
-    if list(start.slots) != list(range(count)):
-        place["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, start.slots))  # type: ignore[assignment]
-    return {name: str(value) for name, value in place.items()}
+    return {**{name: str(value) for name, value in place.items()}, **narrowed(start.slots, environment)}
 
 
 def _refuse_taken(port: int) -> None:

@@ -75,7 +75,7 @@ def disk(folder: Mapping[str, Any], *, shared: bool) -> Finding:
 
 
 def accelerators(found: Mapping[str, Any], slots: Sequence[int] = ()) -> Iterator[Finding]:
-    """Judge accelerators; ``slots`` are the numbers of those that the run uses."""
+    """Judge accelerators; ``slots`` are the numbers of those that the run uses, by default all that are visible."""
     devices = found["devices"]
     if found["error"]:
         do = "nvidia-smi; dmesg | grep Xid; reboot the host or leave it out by --exclude"
@@ -92,23 +92,24 @@ def accelerators(found: Mapping[str, Any], slots: Sequence[int] = ()) -> Iterato
     if missing:
         yield Finding("accelerator", "failed", f"{len(devices)} accelerators, and no slot {missing[0]}",
                       "correct its slots in the hostfile")  # fmt: skip
-    for number, device in enumerate(devices):
-        if device["error"] and (not slots or number in slots):
+    used = {number: device for number, device in enumerate(devices) if not slots or number in slots}
+    for number, device in used.items():
+        if device["error"]:
             yield Finding("accelerator", "failed", f"accelerator {number} does not compute: {device['error']}",
                           f"leave it out: --exclude HOST:{number}")  # fmt: skip
     for row in found["smi"]:
-        yield from _reported(row)
+        yield from _reported(row, [number for number, device in used.items() if device["uuid"] == row["uuid"]])
     names = ", ".join(sorted({device["name"] for device in devices}))
     yield Finding("accelerator", "ok", f"{len(devices)} x {names} (nccl)")
 
 
-def _reported(row: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge what nvidia-smi says of one GPU."""
+def _reported(row: Mapping[str, str], slots: Sequence[int]) -> Iterator[Finding]:
+    """Judge what nvidia-smi says of one GPU, if it is that of one of the slots."""
     errors, used, total = row["ecc.errors.uncorrected.volatile.total"], row["memory.used"], row["memory.total"]
-    if errors.isdigit() and int(errors):
-        yield Finding("accelerator", "failed", f"GPU {row['index']} has {errors} uncorrected memory errors",
-                      f"reset it (nvidia-smi -r -i {row['index']}) or leave it out")  # fmt: skip
-    if used.isdigit() and total.isdigit() and int(used) > USED * int(total):
+    if slots and errors.isdigit() and int(errors):
+        do = f"reset it (nvidia-smi -r -i {row['index']}) or leave it out: --exclude HOST:{slots[0]}"
+        yield Finding("accelerator", "failed", f"GPU {row['index']} has {errors} uncorrected memory errors", do)
+    if slots and used.isdigit() and total.isdigit() and int(used) > USED * int(total):
         yield Finding("accelerator", "warning", f"{used} of {total} MiB of GPU {row['index']} are in use",
                       "see whether somebody else computes there: nvidia-smi")  # fmt: skip
 

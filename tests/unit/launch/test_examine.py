@@ -74,7 +74,10 @@ def test_no_accelerator_is_asked_where_the_cpu_is_wanted(monkeypatch: pytest.Mon
 
 
 def test_rows_of_nvidia_smi() -> None:
-    text = "0, NVIDIA H100 80GB HBM3, 550.54.15, 0, 4, 81559\n1, Tesla T4, 550.54.15, [N/A], 0, 15360\nNo devices\n"
+    text = (
+        "0, NVIDIA H100 80GB HBM3, 550.54.15, 0, 4, 81559, GPU-a\n"
+        "1, Tesla T4, 550.54.15, [N/A], 0, 15360, GPU-b\nNo devices\n"
+    )
     rows = parse_smi(text)
     assert [row["name"] for row in rows] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]
     assert set(rows[0]) == set(COLUMNS) and rows[1]["ecc.errors.uncorrected.volatile.total"] == "[N/A]"

@@ -83,18 +83,38 @@ def test_what_is_enough_depends_on_the_ranks() -> None:
     assert [judgement.open_files(n, 4096).status for n in (100, 512, 1024, -1)] == ["failed", "warning", "ok", "ok"]
 
 
+def row_of(uuid: str, errors: str) -> dict[str, str]:
+    """A row of nvidia-smi."""
+    row = dict.fromkeys(("index", "memory.used"), "3")
+    return {**row, "uuid": uuid, "memory.total": "80000", "ecc.errors.uncorrected.volatile.total": errors}
+
+
+def test_gpus_that_the_run_leaves_out_are_not_judged() -> None:
+    # visible in another order than nvidia-smi's, and without one of them
+    devices = [{"name": "H100", "uuid": uuid, "error": None} for uuid in ("GPU-c", "GPU-b", "GPU-a")]
+    rows = [row_of("GPU-a", "5"), row_of("GPU-b", "0"), row_of("GPU-c", "0"), row_of("GPU-d", "5")]
+    found = {**facts()["accelerators"], "devices": devices, "smi": rows}
+    assert [one.status for one in judgement.accelerators(found, (0, 1))] == ["ok"]
+    for slots in ((), (0, 1, 2), (2,)):
+        (bad,) = [one for one in judgement.accelerators(found, slots) if one.status == "failed"]
+        assert "--exclude HOST:2" in bad.do
+    used = [{**row_of("GPU-a", "0"), "memory.used": "70000"}]
+    assert [one.status for one in judgement.accelerators({**found, "smi": used}, (0,))] == ["ok"]
+    assert [one.status for one in judgement.accelerators({**found, "smi": used}, (2,))] == ["warning", "ok"]
+
+
 def test_accelerators_that_are_sick_or_too_few() -> None:
-    device = {"name": "H100", "error": None}
-    found = {**facts()["accelerators"], "devices": [device, {"name": "H100", "error": "CUDA error: 719"}]}
+    device = {"name": "H100", "uuid": "GPU-a", "error": None}
+    found = {**facts()["accelerators"], "devices": [device, {**device, "uuid": "GPU-b", "error": "CUDA error: 719"}]}
     assert not [one for one in judgement.accelerators(found, (0,)) if one.status != "ok"]
     bad = [one for one in judgement.accelerators(found, (0, 1, 2)) if one.status == "failed"]
     assert ["no slot 2" in bad[0].value, "accelerator 1 does not compute: CUDA error: 719" in bad[1].value] == [
         True
     ] * 2
-    row = dict.fromkeys(("index", "memory.used", "ecc.errors.uncorrected.volatile.total"), "3")
-    found = {**found, "devices": [device], "smi": [{**row, "memory.total": "80000"}]}
+    found = {**found, "devices": [device], "smi": [row_of("GPU-a", "3")]}
     (bad_one,) = [one for one in judgement.accelerators(found, (0,)) if one.status != "ok"]
     assert "GPU 3 has 3 uncorrected memory errors" in bad_one.value
+    assert "--exclude HOST:0" in bad_one.do
     hung = {**found, "error": "no result within 60 s"}
     assert [one.status for one in judgement.accelerators(hung)] == ["failed"]
 
