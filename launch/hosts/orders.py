@@ -23,7 +23,6 @@ from launch.hosts.remote import Remote
 from launch.hosts.trouble import explained
 from shards.errors import HostError
 
-MOST_AT_ONCE = 256
 T = TypeVar("T")
 
 
@@ -179,7 +178,8 @@ def ask_all(
 
 def at_once(function: Callable[[Listener], T], listeners: Sequence[Listener]) -> list[T]:
     """Return what a function gives for each listener, called for all of them at the same time."""
-    with ThreadPoolExecutor(min(len(listeners), MOST_AT_ONCE) or 1) as pool:
+    # a thread each, however many: some orders are done by all together, who would wait for those whose turn has not come
+    with ThreadPoolExecutor(len(listeners) or 1) as pool:
         try:
             return list(pool.map(function, listeners))
         except BaseException:

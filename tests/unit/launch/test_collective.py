@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from launch.hosts.orders import Listener, ask_all
+from launch.hosts.orders import Listener, ask_all, at_once
 from launch.hosts.remote import Remote
 from pretrain.ports import free_port
 
@@ -39,3 +41,14 @@ def test_two_add_up(members: list[Listener]) -> None:
 def test_who_does_not_come_is_known(members: list[Listener]) -> None:
     came, errors = come(members, 3, 3.0)
     assert came["localhost"] == [2] and not errors
+
+
+def test_hundreds_of_hosts_do_at_the_same_time_what_needs_them_all() -> None:
+    hosts = [cast(Listener, SimpleNamespace(host=f"w{number}")) for number in range(600)]
+    all_there = threading.Barrier(len(hosts))
+
+    def reduce(listener: Listener) -> str:
+        all_there.wait(30.0)
+        return listener.host
+
+    assert at_once(reduce, hosts) == [host.host for host in hosts]
