@@ -165,7 +165,7 @@ def launch_run(
     stage: Annotated[
         Path | None, typer.Option(help="Folder on every host's own disk that gets verified copies of the data first.")
     ] = None,
-    host_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a word until a host is lost.")] = 30,
+    host_timeout: Annotated[float, typer.Option(min=5, help="Seconds without a word until a host is lost.")] = 30,
     grace: Grace = 60,
     dry_run: DryRun = False,
     calibrate: Calibrate = 20,

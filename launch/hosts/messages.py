@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -12,8 +12,8 @@ from typing import IO
 
 # either side says something this often, so that the other one knows that it lives
 BEAT_S = 1.0
-# so many messages may wait for a reader; lines of a rank's output that come then are not shown
-MOST_WAITING = 5000
+# so many lines of output, or characters of them, may wait for a reader; then the older ones are not shown
+MOST_WAITING, MOST_TEXT = 5000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -173,27 +173,49 @@ class Sender:
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._dropped = 0
+        self._waiting: deque[Message | None] = deque()
+        # of output: lines and characters that wait, and lines that were left out
+        self._lines = self._text = self._dropped = 0
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name="sender", daemon=True)
         self._thread.start()
 
     def send(self, message: Message) -> None:
         """Say something; returns at once."""
-        # once lines are left out, until there is room for many
-        room = MOST_WAITING // 2 if self._dropped else MOST_WAITING
-        if isinstance(message, Output) and not message.error and self._waiting.qsize() > room:
-            self._dropped += 1
-            return
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            self._waiting.put(Output(f"({dropped} lines are not shown: they stand in the log)", error=True))
-        self._waiting.put(message)
+        self._put(message)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Say what is still to be said, and close the stream; wait no longer than ``timeout_s`` for a slow reader."""
-        self._waiting.put(None)
-        self._thread.join(timeout_s)
+        """Say what is still to be said, and close the stream; not to a reader who takes nothing for ``timeout_s``."""
+        self._put(None)
+        before = -1
+        while self._thread.is_alive() and len(self._waiting) != before:
+            before = len(self._waiting)
+            self._thread.join(timeout_s)
+
+    def _put(self, message: Message | None) -> None:
+        with self._changed:
+            self._waiting.append(message)
+            self._count(message, 1)
+            if self._lines > MOST_WAITING or self._text > MOST_TEXT:
+                self._leave_out()
+            self._changed.notify()
+
+    def _count(self, message: Message | None, sign: int) -> None:
+        if isinstance(message, Output):
+            self._lines += sign
+            self._text += sign * len(message.text)
+
+    def _leave_out(self) -> None:
+        """Drop the older half of the lines, of stdout and stderr alike: the last ones say why a rank has failed."""
+        lines, text = self._lines // 2, self._text // 2
+        kept: deque[Message | None] = deque()
+        for message in self._waiting:
+            if isinstance(message, Output) and (self._lines > lines or self._text > text):
+                self._count(message, -1)
+                self._dropped += 1
+            else:
+                kept.append(message)
+        self._waiting = kept
 
     def _write(self) -> None:
         with suppress(OSError, ValueError), self._stream:
@@ -202,10 +224,15 @@ class Sender:
                 self._stream.flush()
 
     def _next(self) -> Message | None:
-        try:
-            return self._waiting.get(timeout=BEAT_S)
-        except queue.Empty:
-            return Beat()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting, BEAT_S):
+                return Beat()
+            if self._dropped and isinstance(self._waiting[0], Output):
+                dropped, self._dropped = self._dropped, 0
+                return Output(f"({dropped} lines are not shown: they stand in the log)", error=True)
+            message = self._waiting.popleft()
+            self._count(message, -1)
+            return message
 
 
 def listen(stream: Iterable[str], hear: Callable[[str | None], None], name: str) -> threading.Thread:

@@ -178,7 +178,7 @@ def ask_all(
 
 def at_once(function: Callable[[Listener], T], listeners: Sequence[Listener]) -> list[T]:
     """Return what a function gives for each listener, called for all of them at the same time."""
-    # a thread each, however many: some orders are done by all together, who would wait for those whose turn has not come
+    # a thread each, however many: some orders are carried out by all together, and none waits for its turn
     with ThreadPoolExecutor(len(listeners) or 1) as pool:
         try:
             return list(pool.map(function, listeners))
