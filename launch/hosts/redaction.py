@@ -16,9 +16,16 @@ from launch.hosts.spellings import spellings
 from shards.urls import HIDDEN, hidden_in
 
 ENDINGS = ("PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE", "TOKEN", "TOKENS", "SECRET", "SECRETS", "CREDENTIAL",
-           "CREDENTIALS", "COOKIE", "COOKIES", "APIKEY", "SIGNATURE", "AUTHORIZATION", "SSHPASS")  # fmt: skip
-WORDS = {"KEY", "KEYS", "AUTH", "SAS", "SIG", "PASS", "PWD", "PASSCODE", "PSK", "JWT", "PAT", "BEARER", "DSN"}
-KEYS = re.compile(r"(API|ACCESS|ACCOUNT|PRIVATE|SECRET|SHARED|SIGNING|ENCRYPTION|SSH|AUTH|MASTER|DEPLOY|USER)KEY")
+           "CREDENTIALS", "CREDS", "COOKIE", "COOKIES", "APIKEY", "SIGNATURE", "AUTHORIZATION")  # fmt: skip
+WORDS = {"KEY", "KEYS", "AUTH", "SAS", "SIG", "PASS", "PWD", "PASSCODE", "PSK", "JWT", "PAT", "BEARER", "DSN", "CRED",
+         "WEBHOOK", "WEBHOOKS"}  # fmt: skip
+# a plane wave too: PW_CUTOFF
+LAST_WORDS = {"PW"}
+KEYS = re.compile(r"(API|ACCESS|ACCOUNT|PRIVATE|SECRET|SHARED|SIGNING|ENCRYPTION|SSH|AUTH|MASTER|DEPLOY|USER|PASS)KEY")
+# not COMPASS, BYPASS, OUTPW
+PASSES = re.compile(
+    r"(ADMIN|DB|FTP|HTTP|IMAP|LDAP|MAIL|MONGO|MYSQL|PG|POSTGRES|PROXY|REDIS|ROOT|SMTP|SQL|SSH|USER)(PASS|PW|PWD)"
+)
 CONNECTION = re.compile(r"CONN(ECTION)?_?(STRING|STR|URL|URI)")
 # where a secret lies, how long it is or how long it lasts is none
 HARMLESS_LAST = {"FILE", "FILES", "PATH", "DIR", "FOLDER", "SOCK", "SOCKET", "HOME", "TIMEOUT", "TTL", "COUNT",
@@ -31,6 +38,7 @@ PLAIN = {"true", "false", "none", "null", "auto", "default", "basic", "bearer", 
 SHORTEST = 4
 # a secret shorter than this is hidden where it stands alone, not inside of words
 ANYWHERE = 8
+HOOK = re.compile(r"(?i)^hooks\.|/webhooks?/")
 HEADER = re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token|digest)\s+)[^\s'\"]+")
 PAIR = re.compile(r"([\w.-]+)\s*[=:]\s*(\"[^\"]*\"|'[^']*'|[^;&,\s]+)")
 
@@ -44,7 +52,9 @@ def is_secret(name: str) -> bool:
         return False
     if CONNECTION.search(name.upper()):
         return True
-    return any(word in WORDS or word.endswith(ENDINGS) or KEYS.fullmatch(word) for word in words)
+    return words[-1] in LAST_WORDS or any(
+        word in WORDS or word.endswith(ENDINGS) or KEYS.fullmatch(word) or PASSES.fullmatch(word) for word in words
+    )
 
 
 class Redactor:
@@ -54,7 +64,7 @@ class Redactor:
     ----------
     environment : mapping of str to str
         Variables whose values are looked through: those of secret names, and secrets that stand inside of others
-        (passwords and signatures in URLs, fields of connection strings and of JSON).
+        (passwords and signatures in URLs, paths of webhooks, fields of connection strings and of JSON).
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -130,12 +140,17 @@ def _of_urls(value: str) -> Iterator[str]:
             if password and not re.match(r"\d+/", password):
                 yield from (password, unquote(password))
         try:
-            query = urlsplit(url).query
+            parts = urlsplit(url)
         except ValueError:
             continue
-        for key, secret in parse_qsl(query):
+        for key, secret in parse_qsl(parts.query):
             if is_secret(key):
                 yield secret
+        path = parts.path.strip("/'\"")
+        if "/" in path and HOOK.search(f"{parts.netloc}/{path}"):
+            # who knows the path may post there
+            yield path
+            yield from (piece for piece in path.split("/")[-1:] if len(piece) >= ANYWHERE)
 
 
 def _of_pairs(value: str) -> Iterator[str]:

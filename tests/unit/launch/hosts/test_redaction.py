@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from launch.hosts.redaction import ANYWHERE, PLAIN, Redactor, is_secret, redacted
+from launch.hosts.redaction import ANYWHERE, PLAIN, Redactor, holds_secret, is_secret, redacted
 from tests.canaries import AWKWARD, CANARIES, KEY_LINES, PIECES, PRIVATE_KEY, SECRETS, found_in
 from tests.leaks import leaks_in
 
@@ -39,11 +39,14 @@ SENSIBLE = ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "XKB_KEYBOARD_MODEL", "
             "MAX_TOKENS", "NUM_TOKENS", "SSH_AUTH_SOCK", "GIT_AUTHOR_NAME", "GIT_ASKPASS", "PGPASSFILE", "KRB5_KEYTAB",
             "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE",
             "SSL_CERT_FILE", "HF_TOKEN_PATH", "SSH_PUBLIC_KEY", "NCCL_SOCKET_IFNAME", "SASH", "PATTERN", "XAUTHORITY",
-            "PYTHONHASHSEED", "TOKEN_TTL", "", "_"]  # fmt: skip
+            "PYTHONHASHSEED", "TOKEN_TTL", "", "_", "OUTPW", "PW_CUTOFF", "BYPASS", "COMPASSES", "SACRED", "CREDIT",
+            "WEBHOOK_PORT", "PASSTHROUGH", "DOCKER_CRED_HELPER", "PGPASS_FILE", "NUM_PASSES"]  # fmt: skip
 SECRET = ["HF_TOKEN", "hf_token", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MP_API_KEY", "WANDB_APIKEY", "apiKey",
           "PGPASSWORD", "MYSQL_PWD", "SSHPASS", "client-secret", "GOOGLE_APPLICATION_CREDENTIALS", "PROXY_AUTH",
           "AZURE_STORAGE_SAS_TOKEN", "AZURE_SAS", "AZURE_STORAGE_CONNECTION_STRING", "SESSION_COOKIE", "SSH_PASSPHRASE",
-          "X-Amz-Signature", "sig", "HTTP_AUTHORIZATION", "MLFLOW_TRACKING_PASSWORD", "HFToken", "TOKEN2"]  # fmt: skip
+          "X-Amz-Signature", "sig", "HTTP_AUTHORIZATION", "MLFLOW_TRACKING_PASSWORD", "HFToken", "TOKEN2", "GCP_CREDS",
+          "awsCreds", "REGISTRY_CRED", "DB_PW", "DBPW", "ADMINPW", "pw", "PASSKEY", "PGPASS", "SMTPPASS", "DBPASS",
+          "SLACK_WEBHOOK_URL", "DISCORD_WEBHOOK"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SENSIBLE)
@@ -54,6 +57,25 @@ def test_names_that_promise_no_secret(name: str) -> None:
 @pytest.mark.parametrize("name", SECRET)
 def test_names_that_promise_a_secret(name: str) -> None:
     assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "pieces"),
+    [
+        ("https://hooks.slack.com/services/T0001/B0002/a8Zk3LmQ9rT1", ["a8Zk3LmQ9rT1", "T0001/B0002"]),
+        ("https://discord.com/api/webhooks/123456/hQ9x-T2LmQ9rT1", ["hQ9x-T2LmQ9rT1"]),
+    ],
+)
+def test_the_path_of_a_webhook_is_hidden_whatever_its_variable_is_called(url: str, pieces: list[str]) -> None:
+    assert holds_secret("NOTIFY", url)
+    shown = Redactor({"NOTIFY": url})(f"POST {url} {url.rpartition('/')[2]} to the host")
+    assert shown.startswith("POST https://") and shown.endswith("to the host")
+    assert not [piece for piece in pieces if piece in shown]
+
+
+@pytest.mark.parametrize("url", ["https://hooks.example.org/", "https://example.org/data/set", "file:///git/hooks/x"])
+def test_other_urls_hold_no_secret(url: str) -> None:
+    assert not holds_secret("DATA", url)
 
 
 def test_there_are_20_canaries_and_each_is_found_when_nothing_hides_it() -> None:
