@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# never ask for a password, and notice a host that is away before TCP does
+# notice a host that is away before TCP does
 ALIVE_S = 5
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", f"ServerAliveInterval={ALIVE_S}")
+ALIVE = ("-o", "ConnectTimeout=10", "-o", f"ServerAliveInterval={ALIVE_S}")
+# never ask for a password, which nobody would see
+QUIET = ("-o", "BatchMode=yes")
+# answers for the user, which ssh must ask then, though once only
+ANSWERING = "sshpass"
 # children inherit it, and some close all that they might have
 MOST_FILES = 1 << 16
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +37,12 @@ class Remote:
         The command that reaches another host, which is followed by its name and what to run there.
     """
 
-    def __init__(self, ssh: Sequence[str] = SSH) -> None:
+    def __init__(self, ssh: Sequence[str] = ("ssh", *QUIET, *ALIVE)) -> None:
         self.ssh = list(ssh)
 
     @classmethod
     def by(cls, command: str, silence_s: float = 0.0) -> Remote:
-        """Return one for a command line like ``ssh -F config``, which gets the options of `SSH` unless it has them.
+        """Return one for a command line like ``ssh -F config``, which gets `QUIET` and `ALIVE` where it says nothing.
 
         By itself ssh gives a host up that is silent for 15 s; it does not before ``silence_s``. Raises `ConfigError`
         where a password stands there.
@@ -47,7 +51,11 @@ class Remote:
 
         refuse_secret_words("--ssh", command, "use a key, or export SSHPASS and give --ssh 'sshpass -e ssh'")
         words = shlex.split(command)
-        return cls([*words, *SSH[1:], "-o", f"ServerAliveCountMax={max(3, math.ceil(silence_s / ALIVE_S) + 1)}"])
+        asked = bool(words) and Path(words[0]).name == ANSWERING
+        # of two values ssh takes the first
+        quiet = ("-o", "NumberOfPasswordPrompts=1") if asked else QUIET
+        count = f"ServerAliveCountMax={max(3, math.ceil(silence_s / ALIVE_S) + 1)}"
+        return cls([*words, *quiet, *ALIVE, "-o", count])
 
     def command(self, host: str, module: str) -> list[str]:
         """Return the command that runs a module of this project on a host."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+
+import pytest
+
+from launch.hosts.remote import Remote
 
 MANY = """
 import resource
@@ -17,3 +22,27 @@ for process in processes:
 
 def test_more_hosts_than_the_usual_number_of_open_files_allows() -> None:
     subprocess.run([sys.executable, "-c", MANY], check=True)
+
+
+def options_of(command: str) -> dict[str, str]:
+    """What ssh makes of a command line."""
+    words = Remote.by(command, 60.0).command("w9", "json.tool")
+    words = words[words.index("ssh") :]
+    shown = subprocess.run([words[0], "-G", *words[1:]], capture_output=True, text=True, check=True).stdout
+    return dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh")
+@pytest.mark.parametrize(
+    ("command", "batch", "prompts"),
+    [
+        ("ssh", "yes", "3"),
+        ("ssh -o BatchMode=no", "no", "3"),
+        ("sshpass -e ssh", "no", "1"),
+        ("/usr/bin/sshpass -f /run/password ssh -o NumberOfPasswordPrompts=2", "no", "2"),
+    ],
+)
+def test_ssh_asks_nobody_but_who_answers(command: str, batch: str, prompts: str) -> None:
+    found = options_of(command)
+    assert (found["batchmode"], found["numberofpasswordprompts"]) == (batch, prompts)
+    assert (found["connecttimeout"], found["serveraliveinterval"], found["serveralivecountmax"]) == ("10", "5", "13")
