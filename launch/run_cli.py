@@ -281,16 +281,12 @@ def chosen_hosts(hostfile: Path | None, include: str, exclude: str) -> list[Host
 
 def refuse_contradictions(hosts: Sequence[Host], address: str | None, least: int = 0, most: int = 0) -> None:
     """Raise `ConfigError` where options and hosts do not go together."""
+    from launch.hosts.hostfile import refuse_loopback
     from shards.errors import ConfigError
 
     if least > len(hosts) or (most and least > most):
         raise ConfigError(f"--min-hosts {least} is more than there are", why=f"{len(hosts)} hosts, --max-hosts {most}")
-    first = hosts[0].name
-    if len(hosts) > 1 and address is None and (first == "localhost" or first.startswith("127.")):
-        raise ConfigError(
-            f"the other hosts cannot reach the first one by '{first}'",
-            do="give the hostfile the name that all hosts know it by, or --master-addr",
-        )
+    refuse_loopback(hosts, address)
 
 
 def _plan(

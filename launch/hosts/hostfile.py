@@ -9,6 +9,7 @@ for the name of a host.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -48,19 +49,55 @@ def read_hostfile(path: Path) -> list[Host]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("the hostfile cannot be read", where=path, why=str(error)) from None
+    # of each machine, by one name for all that it is called
     hosts: dict[str, Host] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
         where = f"{path}, line {number}"
         host = _entry(line, where)
-        # names of hosts do not differ by case
-        if host.name.lower() in hosts:
-            raise ConfigError(f"host '{host.name}' stands there twice", where=where, do="add its slots up in one line")
-        hosts[host.name.lower()] = host
+        before = hosts.setdefault(_machine(host.name), host)
+        if before is not host:
+            other = f", as '{before.name}' before" if before.name.lower() != host.name.lower() else ""
+            what = f"host '{host.name}' stands there twice{other}"
+            raise ConfigError(what, where=where, do="add its slots up in one line")
     if not hosts:
         raise ConfigError("the hostfile names no host", where=path, do=LINE)
     return list(hosts.values())
+
+
+def refuse_loopback(hosts: Sequence[Host], address: str | None) -> None:
+    """Raise `ConfigError` where one host of several has a name by which each of the others means itself.
+
+    Parameters
+    ----------
+    hosts : sequence of Host
+        Those of a run, where any may come to be the first one after others are lost.
+    address : str, optional
+        Of ``--master-addr``, by which the others find the first host whatever it is called here.
+    """
+    if len(hosts) < 2:
+        return
+    for host in hosts[1 if address else 0 :]:
+        if is_loopback(host.name):
+            do = "give the hostfile the name that all hosts know it by"
+            do += ", or --master-addr" if host is hosts[0] else ""
+            raise ConfigError(f"the other hosts cannot reach '{host.name}' by that name", do=do)
+
+
+def is_loopback(name: str) -> bool:
+    """Say whether a name or address means this host wherever it is said."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() == "localhost"
+
+
+def _machine(name: str) -> str:
+    """Return one name for all names of this host, and the name itself for others; they do not differ by case."""
+    here = socket.gethostname().lower()
+    own = is_loopback(name) or name.lower() in (here, here.partition(".")[0])
+    return "localhost" if own else name.lower()
 
 
 def filtered(hosts: Sequence[Host], include: str = "", exclude: str = "") -> list[Host]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 import pytest
 from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
 
-from launch.hosts.hostfile import Host, filtered, read_hostfile
+from launch.hosts.hostfile import Host, filtered, read_hostfile, refuse_loopback
 from shards.errors import ConfigError
 
 FUZZED = 1000
-GOOD_NAMES = ["worker-0", "worker-1", "w2", "node_3.example.org", "10.0.0.4", "fd00::1"]
+OWN_NAMES = ["localhost", "127.0.0.1", socket.gethostname()]
+GOOD_NAMES = ["worker-0", "worker-1", "w2", "node_3.example.org", "10.0.0.4", "fd00::1", *OWN_NAMES]
 BAD_NAMES = ["-oProxyCommand=id", "a;id", "$(id)", "root@w2", "../w2", "w2|w3", "w..2", "é", "w2-", "a`b`"]
 NOISE = list("@:,=#-$;x0 1\t\r\n²٣\u00a0\u2028\x0b\x00_+")
 
@@ -48,7 +51,9 @@ FILE_DIFFERENCES: dict[str, Callable[[dict[str, int], str], bool]] = {
     "is no name of a host": has_odd_name,
     "has 0 slots": lambda pool, text: 0 in pool.values(),
     "has [0-9]{4,} slots": lambda pool, text: max(pool.values()) > 1024,
-    "stands there twice": lambda pool, text: len({name.lower() for name in pool}) < len(pool),
+    "stands there twice": lambda pool, text: (
+        len({"" if name.lower() in map(str.lower, OWN_NAMES) else name.lower() for name in pool}) < len(pool)
+    ),
     "is no number of slots": lambda pool, text: any(
         not re.fullmatch(r"[0-9]{1,6}", rest.split()[0]) for rest in slots_of(text)
     ),
@@ -197,6 +202,33 @@ def test_an_error_says_where_and_what_to_write(tmp_path: Path) -> None:
     assert caught.value.where == f"{path}, line 4"
     with pytest.raises(ConfigError, match="did you mean 'worker-1'"):
         filtered([Host("worker-0", (0,)), Host("worker-1", (0,))], include="wroker-1")
+
+
+@pytest.mark.parametrize("names", [(socket.gethostname(), "127.0.0.1"), ("::1", "LOCALHOST")])
+def test_this_host_by_two_names_is_one_host(tmp_path: Path, names: tuple[str, str]) -> None:
+    (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in ("node-a", *names)))
+    with pytest.raises(ConfigError, match=f"'{names[1]}' stands there twice, as '{names[0]}' before"):
+        read_hostfile(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize(
+    ("names", "address", "refused"),
+    [
+        (["localhost"], None, False),
+        (["a", "b"], None, False),
+        (["localhost", "b"], None, True),
+        (["localhost", "b"], "10.0.0.1", False),
+        # it would be the first one once the others are lost
+        (["a", "localhost", "b"], None, True),
+        (["a", "127.0.1.1"], "10.0.0.1", True),
+        (["a", "::1"], None, True),
+    ],
+)
+def test_of_several_hosts_none_has_a_name_by_which_each_means_itself(
+    names: list[str], address: str | None, refused: bool
+) -> None:
+    with pytest.raises(ConfigError, match="cannot reach") if refused else nullcontext():
+        refuse_loopback([Host(name, (0,)) for name in names], address)
 
 
 def test_the_example_of_the_docs() -> None:
