@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import xxhash
 from filelock import FileLock
 
-from shards.build import Progress, library_versions
+from shards.build import Progress
 from shards.build_recipe import embedded_recipe, run_build
 from shards.cache import cache_folder
-from shards.embedded import names
-from shards.errors import DataError, suggest
-from shards.manifest import FORMAT, MANIFEST, Manifest
-from shards.staged import staged
+from shards.edition import edition
+from shards.errors import DataError
+from shards.manifest import MANIFEST, Manifest
+from shards.staged import EMBEDDED, staged
 from shards.store import is_url
-
-EMBEDDED = "embedded:"
 
 
 def build_embedded(
@@ -31,7 +28,7 @@ def locate(path: str) -> Path | str:
     """Return where a data set is read from, building an embedded one into the cache where it is not there yet.
 
     Processes that ask at once wait for the one that builds. A URL is returned as it is. A copy on this node's own disk
-    (see `shards.staged`) goes before everything.
+    (see `shards.staged`) goes before everything but a folder that has other data by now.
     """
     copy = staged(path)
     if copy is not None:
@@ -63,9 +60,5 @@ def existing(path: str) -> Path | str:
 
 
 def _cached(name: str) -> Path:
-    """Return the cache folder of an embedded set, another one for other data, features or libraries."""
-    if name not in names():
-        raise DataError(f"there is no embedded data set '{name}'", why=suggest(name, names()))
-    specs = [step.spec(modality).model_dump_json() for modality, step in embedded_recipe(name).features().items()]
-    key = xxhash.xxh64_hexdigest(repr([FORMAT, library_versions(), specs]).encode())
-    return cache_folder() / "shards" / f"{name}-{key}"
+    """Return the cache folder of an embedded set."""
+    return cache_folder() / "shards" / edition(name)

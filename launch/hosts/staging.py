@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.hosts.trouble import explained
 from shards.errors import DataError, HostError, MatloomError
-from shards.staged import STAGE, copy_in
+from shards.staged import EMBEDDED, STAGE, copy_in
 from shards.urls import without_secrets
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _check_room(named: Sequence[str], folder: Path) -> None:
 
 def _bring_one(place: str, copy: Path, say: Say) -> None:
     from shards.fetch import bytes_to_fetch, fetch_dataset
-    from shards.locate import EMBEDDED, build_embedded
+    from shards.locate import build_embedded
     from shards.manifest import read_manifest
     from shards.sealed import verify
 
@@ -198,7 +198,7 @@ def _bring_one(place: str, copy: Path, say: Say) -> None:
 
 
 def _embedded(place: str) -> bool:
-    return place.startswith("embedded:")
+    return place.startswith(EMBEDDED)
 
 
 def main() -> int:

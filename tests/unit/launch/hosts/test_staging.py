@@ -46,7 +46,13 @@ def test_a_copy_has_a_name_that_no_user_password_or_signature_changes(tmp_path: 
     one = copy_in(tmp_path, "https://me:hunter2@host/sets/toy?X-Signature=1")
     assert one == copy_in(tmp_path, "https://host/sets/toy?X-Signature=2")
     assert one.name.startswith("toy-")
-    others = ["https://host/sets/toy2", "https://other/sets/toy", "/sets/toy", "embedded:toy", "https://host/toy"]
+    others = [
+        "https://host/sets/toy2",
+        "https://other/sets/toy",
+        "/sets/toy",
+        "embedded:dft_crystals",
+        "https://host/toy",
+    ]
     assert len({one, *(copy_in(tmp_path, other) for other in others)}) == 6
     assert copy_in(tmp_path, "sets/toy") == copy_in(tmp_path, f"{os.getcwd()}/sets/toy")
     assert all(copy_in(tmp_path, odd).parent == tmp_path for odd in ("/", "..", "http://host/..", "/a/b c/$(x)"))
