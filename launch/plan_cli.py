@@ -14,6 +14,7 @@ Name = Annotated[str | None, typer.Option(help="As the scheduler calls it.")]
 
 
 def plan(
+    ctx: typer.Context,
     config: Config,
     slurm: Annotated[bool, typer.Option("--slurm", help="For sbatch.")] = False,
     kubernetes: Annotated[bool, typer.Option("--kubernetes", help="For kubectl: Kubeflow Trainer's TrainJob.")] = False,
@@ -23,7 +24,7 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Hosts.")] = 1,
     ranks_per_node: Annotated[int, typer.Option(min=0, help="Ranks on each; 0: one a GPU, or 1.")] = 0,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each.")] = 0,
-    cpus: Annotated[int, typer.Option(min=0, help="Cores a rank; 0: what the scheduler gives.")] = 0,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores a rank, and threads; 0: what the scheduler gives.")] = 0,
     hosts: Annotated[str, typer.Option(metavar="A,B", help="Their names, where the job needs them.")] = "",
     time: Annotated[str | None, typer.Option(metavar="D-HH:MM:SS", help="Most that it may take.")] = None,
     partition: Name = None,
@@ -50,10 +51,11 @@ def plan(
 
     The run resumes by itself, saves when a signal asks it to, and ends with 75 then.
     """
-    from launch.jobs.base import Job, render
+    from launch.jobs.base import OBEYED, Job, refuse_unheard, render
     from pretrain.config import load_recipe
 
     kind = _only({"slurm": slurm, "kubernetes": kubernetes, "mpi": mpi, "torchrun": torchrun, "ssh": ssh})
+    refuse_unheard(kind, [option for option in OBEYED if _given(ctx, option)])
     recipe = load_recipe(config, set_)
     _refuse_secrets(set_, env)
     named = tuple(host for host in hosts.split(",") if host)
@@ -96,6 +98,12 @@ def _only(kinds: dict[str, bool]) -> str:
     if len(chosen) != 1:
         raise ConfigError("name one kind of job", do=f"one of --{', --'.join(kinds)}")
     return chosen[0]
+
+
+def _given(ctx: typer.Context, option: str) -> bool:
+    """Say whether an option stands on the command line."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse_secrets(overrides: list[str], env: list[str]) -> None:

@@ -13,16 +13,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.signals import PREEMPTED
+from pretrain.signals import PREEMPTED, REQUEST
 from shards.errors import ConfigError
 from shards.quoting import printable
 from shards.staged import STAGE
 
 # kind, and how the name of its file ends
 KINDS = {"slurm": ".sbatch", "kubernetes": ".yaml", "mpi": ".sh", "torchrun": ".sh", "ssh": ".sh"}
+# options that some kinds of file cannot obey, and which can
+OBEYED = {
+    "hosts": ("slurm", "mpi", "torchrun", "ssh"),
+    "cpus": ("slurm", "kubernetes", "mpi"),
+    "time": ("slurm", "kubernetes"),
+    "partition": ("slurm",),
+    "account": ("slurm",),
+    "image": ("kubernetes",),
+    "claim": ("kubernetes",),
+    "env": ("slurm", "mpi", "torchrun", "ssh"),
+    "grace": ("slurm", "kubernetes", "ssh"),
+    "restarts": ("slurm", "kubernetes", "ssh"),
+}
 # what schedulers take as the name of a partition, an account, an image or a host, with no room for more
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9@:/._+-]*")
-TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+")
+PARTITIONS = re.compile(rf"{WORD.pattern}(,{WORD.pattern})*")
+# `seconds` says what they mean
+TIME = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}")
 PORT = 29500
 
 
@@ -55,7 +70,7 @@ class Job:
     partition, account, image, claim : str, optional
         Of the scheduler; the image and the volume claim are Kubernetes'.
     cpus : int
-        Cores a rank; 0: what the scheduler gives.
+        Cores a rank, and threads; 0: what the scheduler gives.
     env : tuple of str
         Names of variables that the ranks get beside those that always go along.
     env_file : Path, optional
@@ -92,8 +107,9 @@ class Job:
     restarts: int = 3
 
     def __post_init__(self) -> None:
-        for option in ("partition", "account", "image", "claim"):
+        for option in ("account", "image", "claim"):
             _check(option, getattr(self, option), WORD)
+        _check("partition", self.partition, PARTITIONS)
         _check("time", self.time, TIME)
         for host in self.hosts:
             _check("hosts", host, WORD)
@@ -109,8 +125,12 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The name with nothing but small letters, digits and dashes, at most 50, as schedulers take it."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:50].strip("-") or "matloom"
+        """The name as schedulers take it: small letters, digits and dashes, a letter first, at most 44.
+
+        With the 19 characters of ``-launcher-0-0-abcde`` it is the name of a pod, which has at most 63.
+        """
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return re.sub(r"^(?=[0-9])", "run-", plain)[:44].strip("-") or "matloom"
 
     def options(self) -> list[str]:
         """Return the options that launch/pretrain.py and ``matloom launch run`` share, resume included."""
@@ -136,7 +156,7 @@ class Job:
     def run_command(self) -> list[str]:
         """Return ``matloom launch run`` with the options of this job, without those that name hosts."""
         words = [self.python, "-m", "launch.cli", "launch", "run", _path(self.recipe), *self.options()]
-        words += ["--restarts", str(self.restarts)]
+        words += ["--restarts", str(self.restarts), "--grace", str(self.grace_s)]
         words += [word for name in self.env for word in ("--env", name)]
         words += ["--env-file", _path(self.env_file)] if self.env_file else []
         return words + (["--stage", _path(self.stage)] if self.stage else [])
@@ -146,6 +166,17 @@ def render(kind: str, job: Job) -> str:
     """Return the text of a job file."""
     text: str = importlib.import_module(f"launch.jobs.{kind}").render(job)
     return text
+
+
+def refuse_unheard(kind: str, given: Iterable[str]) -> None:
+    """Raise `ConfigError` where an option that a user has given would change nothing in this kind of file."""
+    for option in given:
+        if kind not in OBEYED.get(option, KINDS):
+            raise ConfigError(
+                f"--{option} changes nothing in a file for --{kind}",
+                why=f"it is for --{', --'.join(OBEYED[option])}",
+                do="write the variable into --env-file FILE" if option == "env" else "leave it out",
+            )
 
 
 def shell(words: Iterable[str]) -> str:
@@ -180,42 +211,6 @@ def header(job: Job, how: Iterable[str]) -> str:
     )
 
 
-def caught(ask: str, why: str) -> str:
-    """Return the lines, before the ranks are started, that ask them to save where a signal comes.
-
-    Parameters
-    ----------
-    ask : str
-        The command that tells the ranks of ``$pid``.
-    why : str
-        Why it is that one.
-    """
-    return f"""
-# every signal means the same: save, and end; {why}
-asked='' pid=''
-ask() {{ asked=1; if [ -n "$pid" ]; then {ask} || true; fi; }}
-trap ask TERM USR1 INT HUP
-"""
-
-
-def waited() -> str:
-    """Return the end of a script, which waits for what it has started in the background."""
-    return f"""\
-pid=$!
-# it may have come meanwhile
-if [ -n "$asked" ]; then ask; fi
-
-while true; do
-    asked='' code=0
-    wait "$pid" || code=$?
-    # a signal ends the waiting, not the run
-    [ -n "$asked" ] || break
-done
-if [ -e "$out/{PREEMPTED}" ]; then exit 75; fi
-exit "$code"
-"""
-
-
 def seconds(time: str) -> int:
     """Return seconds from SLURM's ``MIN``, ``MIN:S``, ``H:MIN:S``, ``D-H``, ``D-H:MIN`` or ``D-H:MIN:S``."""
     days, dash, rest = time.rpartition("-")
@@ -229,7 +224,7 @@ def seconds(time: str) -> int:
 
 def forgotten() -> str:
     """Return the lines that make the run's folder and forget how an earlier run ended."""
-    return f'mkdir -p -- "$out"\nrm -f -- "$out/{PREEMPTED}"'
+    return f'mkdir -p -- "$out"\nrm -f -- "$out/{PREEMPTED}" "$out/{REQUEST}"'
 
 
 def staged(job: Job, once_a_host: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.jobs import mpi
+from launch.jobs import asking, mpi
 from launch.jobs.base import Job, remark, seconds
 from shards.errors import ConfigError
 
@@ -23,7 +23,8 @@ FINAL = [2, 3, 4, 5, 6]
 NOTES = {
     "failurePolicy:": "all pods start again after a failure, and the run goes on from its newest checkpoint; not after",
     "podFailurePolicy:": "an error of the recipe, the data, a checkpoint or the registry, or a run that diverged",
-    "terminationGracePeriodSeconds:": "between TERM and KILL, for example when a node is drained: time to save",
+    "terminationGracePeriodSeconds:": "until KILL, for example when a node is drained: time to save",
+    "lifecycle:": "TERM would end sshd, and the ranks with it: before, they are asked to save, and waited for",
     "- name: shm": "ranks of one pod talk through it; 64 MB, the default, are too few",
     "- name: secrets": "kubectl create secret generic {secret} --from-file=run.env=FILE",
     "- name: stage": "the data on the node's own disk",
@@ -32,11 +33,13 @@ NOTES = {
 
 
 def render(job: Job) -> str:
-    """Return the manifest, or raise `ConfigError` where no image is named."""
+    """Return the manifest, or raise `ConfigError` where no image is named, or no time given."""
     if not job.image:
         raise ConfigError(
             "--kubernetes needs an image", do="--image REGISTRY/NAME:TAG, built on kubeflow's deepspeed-runtime"
         )
+    if job.time and not seconds(job.time):
+        raise ConfigError(f"--time {job.time}: Kubernetes takes 1 s at least", do="leave it out for no limit")
     secret = f"{job.label}-env"
     runtime = _dump(_runtime(job, secret), {key: note.format(secret=secret) for key, note in NOTES.items()})
     create = f"kubectl create secret generic {secret} --from-file=run.env={job.env_file}   # NAME=VALUE lines"
@@ -69,7 +72,8 @@ def _script(job: Job) -> dict[str, Any]:
         "data": {
             "run.sh": mpi.script(
                 inside, ["Runs in the launcher's pod; mpirun finds the others in Kubeflow's hostfile."]
-            )
+            ),
+            "stop.sh": asking.stopped(),
         },
     }
 
@@ -93,10 +97,14 @@ def _train_job(job: Job) -> dict[str, Any]:
 
 def _runtime(job: Job, secret: str) -> dict[str, Any]:
     ssh = {"command": ["/usr/sbin/sshd"], "args": ["-De", "-f", f"{HOME}/.sshd_config"],
-           "readinessProbe": {"tcpSocket": {"port": 2222}, "initialDelaySeconds": 5}}  # fmt: skip
+           "readinessProbe": {"tcpSocket": {"port": 2222}, "initialDelaySeconds": 5},
+           "lifecycle": {"preStop": {"exec": {"command": ["bash", f"{SCRIPT}/stop.sh"]}}}}  # fmt: skip
     start = {"command": ["bash", f"{SCRIPT}/run.sh"]}
     launcher = _replicated(job, secret, "launcher", start, {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"})
-    launcher["dependsOn"] = [{"name": "node", "status": "Ready"}]
+    # at one node the launcher's pod is all; Trainer would make one of the others at least
+    others = [_replicated(job, secret, "node", ssh, None)] if job.nodes > 1 else []
+    if others:
+        launcher["dependsOn"] = [{"name": "node", "status": "Ready"}]
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainingRuntime",
@@ -124,7 +132,7 @@ def _runtime(job: Job, secret: str) -> dict[str, Any]:
                             {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
                         ],
                     },
-                    "replicatedJobs": [_replicated(job, secret, "node", ssh, None), launcher],
+                    "replicatedJobs": [*others, launcher],
                 }
             },
         },

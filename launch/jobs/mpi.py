@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from launch.hosts.environment import NAMES, OWN, PREFIXES
-from launch.jobs.base import Job, caught, forgotten, header, shell, staged, waited
+from launch.jobs.asking import APART, TELL_LAUNCHER, caught, waited
+from launch.jobs.base import Job, forgotten, header, shell, staged
 from shards.staged import STAGE
 
 # mpirun passes its own on
@@ -33,8 +34,8 @@ def script(job: Job, how: list[str]) -> str:
             *exported(job),
             *staged(job, f'{shell(once)} \\\n    "${{exported[@]}}" \\\n    '),
             *([f"exported+=(-x {STAGE})"] if job.stage else []),
-            caught('kill -s USR1 "$pid"', "mpirun passes USR1 on to the ranks, TERM would end them"),
-            f"{shell(ranks)} \\",
+            caught(TELL_LAUNCHER, "mpirun passes USR1 on to the ranks; by TERM or INT it would end them"),
+            f"{APART}{shell(ranks)} \\",
             '    "${exported[@]}" \\',
             f"    {shell(job.rank_command())} &",
             waited(),
@@ -46,7 +47,7 @@ def exported(job: Job) -> list[str]:
     """Return the lines that set ``exported`` to mpirun's options for the variables of the ranks."""
     wanted = [f"{prefix}.*" for prefix in sorted({*PREFIXES} - UNNAMED)] + sorted({*NAMES, *job.env})
     return [
-        'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"',
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{job.cpus or 1}}}"',
         "# only names stand on the command line; the values go through mpirun's own connections",
         "exported=()",
         f"wanted={shlex.quote('|'.join(wanted))}",

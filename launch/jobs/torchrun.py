@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launch.jobs.base import PORT, Job, caught, forgotten, header, shell, staged, waited
+from launch.jobs.asking import APART, TELL_CHILDREN, caught, waited
+from launch.jobs.base import PORT, Job, forgotten, header, shell, staged
 
 
 def render(job: Job) -> str:
@@ -27,8 +28,8 @@ def render(job: Job) -> str:
             f": {address}",
             forgotten(),
             *staged(job),
-            caught('pkill -USR1 -P "$pid"', "told to the ranks themselves, since torchrun would give them 30 s"),
-            f"{shell(torchrun)} \\",
+            caught(TELL_CHILDREN, "told to the ranks themselves, since torchrun would give them 30 s"),
+            f"{APART}{shell(torchrun)} \\",
             f'    --rdzv-endpoint "$MASTER_ADDR:${{MASTER_PORT:-{PORT}}}" \\',
             f"    {shell(job.module())} &",
             waited(),

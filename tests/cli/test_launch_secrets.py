@@ -75,8 +75,11 @@ def test_a_dry_run(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan(shop: Workshop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    words = ["launch", "plan", f"--{kind}", shop.recipe, "--nodes", 2, "--hosts", "a,b", "--env", "oauthClientSecret"]
-    words += ["--env-file", os.environ["MATLOOM_ENV_FILE"]] if kind != "kubernetes" else ["--image", "matloom:1"]
+    words = ["launch", "plan", f"--{kind}", shop.recipe, "--nodes", 2]
+    if kind == "kubernetes":
+        words += ["--image", "matloom:1"]
+    else:
+        words += ["--hosts", "a,b", "--env", "oauthClientSecret", "--env-file", os.environ["MATLOOM_ENV_FILE"]]
     code, text = told(capfd, monkeypatch, *words, "--write", shop.folder / "job")
     assert code == 0, text
     assert not leaks_in(text.encode()) and not leaks(shop.folder)

@@ -8,7 +8,7 @@ set -euo pipefail
 cd -- /shared/matloom
 out=runs/demo-pretrain
 mkdir -p -- "$out"
-rm -f -- "$out/preempted.json"
+rm -f -- "$out/preempted.json" "$out/.preempting"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # only names stand on the command line; the values go through mpirun's own connections
 exported=()
@@ -18,12 +18,26 @@ while read -r name; do
     if [[ $name =~ ^($wanted)$ && ! $name =~ ^($own)$ ]]; then exported+=(-x "$name"); fi
 done < <(compgen -e)
 
-# every signal means the same: save, and end; mpirun passes USR1 on to the ranks, TERM would end them
-asked='' pid=''
-ask() { asked=1; if [ -n "$pid" ]; then kill -s USR1 "$pid" || true; fi; }
+# every signal means the same: save, and end; mpirun passes USR1 on to the ranks; by TERM or INT it would end them.
+# USR1 ends who does not catch it yet, so it is sent to those that do, and again until a rank has heard it
+asked='' cut='' pid=''
+catches() {
+    local mask
+    mask=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2> /dev/null) || return 1
+    (( (16#${mask:-0} >> ($(kill -l USR1) - 1)) & 1 ))
+}
+tell() {
+    if catches "$pid"; then kill -s USR1 "$pid" 2> /dev/null || true; fi
+    [ -e "$out/.preempting" ]
+}
+ask() {
+    asked=1 cut=1
+    if [ -z "$pid" ] || ! kill -0 "$pid" 2> /dev/null || tell; then return 0; fi
+    { sleep 1; kill -s USR1 "$$"; } 2> /dev/null &
+}
 trap ask TERM USR1 INT HUP
 
-mpirun \
+setsid mpirun \
     --bind-to none -np 8 \
     --map-by ppr:4:node \
     "${exported[@]}" \
@@ -37,10 +51,12 @@ pid=$!
 if [ -n "$asked" ]; then ask; fi
 
 while true; do
-    asked='' code=0
+    cut='' code=0
     wait "$pid" || code=$?
     # a signal ends the waiting, not the run
-    [ -n "$asked" ] || break
+    [ -n "$cut" ] || break
 done
 if [ -e "$out/preempted.json" ]; then exit 75; fi
+# 128 + USR1: it came to a rank that had just begun, did not catch it yet, and had nothing to save
+if [ -n "$asked" ] && [ "$code" -eq 138 ]; then exit 75; fi
 exit "$code"

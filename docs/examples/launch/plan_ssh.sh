@@ -19,5 +19,6 @@ exec python3 -m launch.cli launch run recipes/demo.toml \
     --out runs/demo-pretrain \
     --resume auto \
     --restarts 3 \
+    --grace 120 \
     --env-file run.env \
     --hostfile "$out/hosts"

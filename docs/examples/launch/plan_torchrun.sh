@@ -10,19 +10,37 @@ cd -- /shared/matloom
 out=runs/demo-pretrain
 : "${MASTER_ADDR:=node1}"
 mkdir -p -- "$out"
-rm -f -- "$out/preempted.json"
+rm -f -- "$out/preempted.json" "$out/.preempting"
 
 # a verified copy of the data on this disk; what is there already is not fetched again
 python3 -m launch.cli launch stage recipes/demo.toml /scratch/matloom \
     --env-file run.env
 export MATLOOM_STAGE=/scratch/matloom
 
-# every signal means the same: save, and end; told to the ranks themselves, since torchrun would give them 30 s
-asked='' pid=''
-ask() { asked=1; if [ -n "$pid" ]; then pkill -USR1 -P "$pid" || true; fi; }
+# every signal means the same: save, and end; told to the ranks themselves, since torchrun would give them 30 s.
+# USR1 ends who does not catch it yet, so it is sent to those that do, and again until a rank has heard it
+asked='' cut='' pid=''
+catches() {
+    local mask
+    mask=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2> /dev/null) || return 1
+    (( (16#${mask:-0} >> ($(kill -l USR1) - 1)) & 1 ))
+}
+tell() {
+    local ranks rank heard=1
+    ranks=$(cat /proc/"$pid"/task/*/children 2> /dev/null || true)
+    for rank in $ranks; do
+        if catches "$rank" && kill -s USR1 "$rank" 2> /dev/null; then heard=0; fi
+    done
+    return "$heard"
+}
+ask() {
+    asked=1 cut=1
+    if [ -z "$pid" ] || ! kill -0 "$pid" 2> /dev/null || tell; then return 0; fi
+    { sleep 1; kill -s USR1 "$$"; } 2> /dev/null &
+}
 trap ask TERM USR1 INT HUP
 
-python3 -m torch.distributed.run \
+setsid python3 -m torch.distributed.run \
     --nnodes 2 \
     --nproc-per-node 4 \
     --max-restarts 0 \
@@ -39,10 +57,12 @@ pid=$!
 if [ -n "$asked" ]; then ask; fi
 
 while true; do
-    asked='' code=0
+    cut='' code=0
     wait "$pid" || code=$?
     # a signal ends the waiting, not the run
-    [ -n "$asked" ] || break
+    [ -n "$cut" ] || break
 done
 if [ -e "$out/preempted.json" ]; then exit 75; fi
+# 128 + USR1: it came to a rank that had just begun, did not catch it yet, and had nothing to save
+if [ -n "$asked" ] && [ "$code" -eq 138 ]; then exit 75; fi
 exit "$code"

@@ -4,11 +4,8 @@ import itertools
 import os
 import re
 import shutil
-import signal
-import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from launch.guard import guarded
-from launch.jobs.base import KINDS, Job, remark, render, seconds, shell
+from launch.jobs.base import KINDS, OBEYED, Job, remark, render, seconds, shell
 from launch.launch_cli import launch_app
 from shards.errors import ConfigError
 from tests.canaries import CANARIES, found_in
@@ -151,43 +148,8 @@ def test_scripts_are_good_shell(kind: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-# ranks that save when USR1 reaches them, and note how they were reached
-SAVING = """
-trap 'echo saved > "$OUT/preempted.json"; exit 75' USR1
-: > "$OUT/ready"
-while true; do sleep 0.02; done
-"""
-LAUNCHERS: dict[str, dict[str, str]] = {
-    "mpi": {"mpirun": f"#!/bin/sh\n{SAVING}"},
-    "kubernetes": {"mpirun": f"#!/bin/sh\n{SAVING}"},
-    # torchrun is the parent of its ranks, and ends with 1 whatever they end with
-    "torchrun": {"python3": "#!/bin/sh\nrank & wait $!; exit 1\n", "rank": f"#!/bin/sh\n{SAVING}"},
-}
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("kind", LAUNCHERS)
-def test_a_signal_makes_the_ranks_save_and_the_script_end_with_75(kind: str, number: int, tmp_path: Path) -> None:
-    planned = job(folder=tmp_path, out=Path("run"))
-    out = tmp_path / "run"
-    process, _ = start(script(kind, planned), tmp_path, LAUNCHERS[kind], OUT=str(out))
-    wait_for(lambda: (out / "ready").exists())
-    process.send_signal(number)
-    assert process.wait(30) == 75
-    assert (out / "preempted.json").read_text() == "saved\n"
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    import time
-
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("kind", LAUNCHERS)
-@pytest.mark.parametrize("code", [0, 3, 70])
+@pytest.mark.parametrize("kind", ["mpi", "torchrun", "kubernetes"])
+@pytest.mark.parametrize("code", [0, 3, 70, 138])
 def test_the_exit_code_is_that_of_the_ranks_and_an_old_one_is_forgotten(kind: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "preempted.json").touch()
@@ -222,43 +184,6 @@ def test_no_secret_of_the_environment_stands_in_a_job_file(kind: str, monkeypatc
     assert "--resume" in text
 
 
-def test_kubeflows_own_models_know_every_field() -> None:
-    models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install -e .[dev]")
-    planned = job(
-        env_file=Path("run.env"), stage=Path("/scratch"), gpus_per_node=8, cpus=4, time="2:00:00", claim="work"
-    )
-    config, runtime, train = yaml.safe_load_all(render("kubernetes", planned))
-    assert (config["kind"], runtime["kind"], train["kind"]) == ("ConfigMap", "TrainingRuntime", "TrainJob")
-    for document, model in (
-        (runtime, models.TrainerV1alpha1TrainingRuntime),
-        (train, models.TrainerV1alpha1TrainJob),
-    ):
-        # what they do not know they drop
-        assert model.from_dict(document).to_dict() == document
-    misspelt = {**train, "spec": {**train["spec"], "trainner": {}}}
-    assert models.TrainerV1alpha1TrainJob.from_dict(misspelt).to_dict() != misspelt
-
-
-def test_a_train_job_keeps_what_pods_lose() -> None:
-    planned = job(env_file=Path("run.env"), stage=Path("/scratch"), gpus_per_node=8, time="2:00:00", grace_s=300)
-    _, runtime, train = yaml.safe_load_all(render("kubernetes", planned))
-    assert train["spec"]["activeDeadlineSeconds"] == 7200
-    assert train["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
-    spec = runtime["spec"]["template"]["spec"]
-    assert spec["failurePolicy"]["maxRestarts"] == 3
-    for replicated in spec["replicatedJobs"]:
-        pod = replicated["template"]["spec"]["template"]["spec"]
-        assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 300)
-        volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "matloom"}
-        assert volumes["shm"]["emptyDir"] == {"medium": "Memory"}
-        assert stat.S_IMODE(volumes["secrets"]["secret"]["defaultMode"]) == 0o400
-        (container,) = pod["containers"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-        assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
-        assert "env" not in container
-
-
 @pytest.mark.parametrize(
     ("time", "expected"),
     [
@@ -269,17 +194,25 @@ def test_a_train_job_keeps_what_pods_lose() -> None:
         ("1-2", 93600),
         ("1-00:30", 88200),
         ("0-00:00:09", 9),
+        ("120:00", 7200),
+        ("120:00:00", 432000),
+        ("1:5", 65),
+        ("0", 0),
     ],
 )
 def test_times_are_slurms(time: str, expected: int) -> None:
-    assert seconds(time) == expected
+    assert seconds(str(job(time=time).time)) == expected
+
+
+def test_several_partitions_are_slurms_too() -> None:
+    assert "#SBATCH --partition=gpu,long\n" in render("slurm", job(partition="gpu,long"))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"partition": "a b"}, {"partition": "-x"}, {"account": "x\n#SBATCH --uid=0"}, {"image": "a;b"},
-        {"time": "soon"},
+        {"time": "soon"}, {"time": "1:2:3:4"}, {"time": "-1"}, {"time": "٣"}, {"partition": "a,"}, {"account": "a,b"},
         {"hosts": ("a", "$(x)")}, {"hosts": ("a",)}, {"env": ("A=B",)}, {"claim": "a'b"},
     ],
 )  # fmt: skip
@@ -324,6 +257,9 @@ def test_plan_writes_a_file_that_can_be_run(tmp_path: Path, monkeypatch: pytest.
         (["--mpi", "--env", "HF_TOKEN=hunter2"], "names variables"),
         (["--ssh"], "needs the names of the hosts"),
         (["--mpi", "--set", "data.batch=1"], "batch"),
+        (["--torchrun", "--env", "MY_OWN", "--grace", "120"], "--grace changes nothing in a file for --torchrun"),
+        (["--kubernetes", "--image", "x", "--env", "MY_OWN"], "write the variable into --env-file FILE"),
+        (["--ssh", "--hosts", "a", "--partition", "gpu"], "it is for --slurm"),
     ],
 )
 def test_wrong_plans_are_users_errors(
@@ -334,6 +270,43 @@ def test_wrong_plans_are_users_errors(
     told = capsys.readouterr()
     assert match in told.err
     assert "hunter2" not in told.err + told.out
+
+
+# an option, its value, and what it makes of a file for each kind that obeys it
+OBEYING: dict[tuple[str, str], dict[str, str]] = {
+    ("hosts", "a,b"): {"slurm": "--nodelist=a,b", "mpi": "--host a:1,b:1", "torchrun": ":=a}", "ssh": "b slots=1"},
+    ("cpus", "8"): {"slurm": "--cpus-per-task=8", "kubernetes": "cpu: '8'", "mpi": "OMP_NUM_THREADS:-8}"},
+    ("time", "7:30"): {"slurm": "--time=7:30", "kubernetes": "activeDeadlineSeconds: 450"},
+    ("partition", "gpu"): {"slurm": "--partition=gpu"},
+    ("account", "ab12"): {"slurm": "--account=ab12"},
+    ("image", "x:1"): {"kubernetes": "image: x:1"},
+    ("claim", "mine"): {"kubernetes": "claimName: mine"},
+    # the scripts of SLURM and torchrun hand on all that they have
+    ("env", "MY_OWN"): {"slurm": "", "mpi": "MY_OWN", "torchrun": "", "ssh": "--env MY_OWN"},
+    ("grace", "77"): {"slurm": "USR1@77", "kubernetes": "terminationGracePeriodSeconds: 77", "ssh": "--grace 77"},
+    ("restarts", "9"): {"slurm": "-le 9", "kubernetes": "maxRestarts: 9", "ssh": "--restarts 9"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("option", "value"), OBEYING)
+def test_an_option_is_obeyed_or_refused(kind: str, option: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    needed = {"ssh": {"hosts": "a,b"}, "kubernetes": {"image": "y:1"}}.get(kind, {})
+    words = [word for name, given in {**needed, option: value}.items() for word in (f"--{name}", given)]
+    command = ["plan", "recipes/demo.toml", f"--{kind}", *words]
+    if expected := OBEYING[option, value].get(kind, ""):
+        assert expected in planned_by(*command[1:])
+    elif kind not in OBEYING[option, value]:
+        with pytest.raises(ConfigError, match=f"--{option} changes nothing in a file for --{kind}"):
+            launch_app(command, standalone_mode=False)
+
+
+def test_the_docs_say_which_kind_obeys_which_option() -> None:
+    assert {option: tuple(kinds) for (option, _), kinds in OBEYING.items()} == OBEYED
+    text = (ROOT / "docs" / "launch.md").read_text()
+    for option, kinds in OBEYED.items():
+        assert re.search(rf"^\| .*`--{option}`.* \| {', '.join(kinds)} \|$", text, re.MULTILINE), option
 
 
 def test_the_docs_name_the_options_of_each_file() -> None:
