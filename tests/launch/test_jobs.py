@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,14 +76,16 @@ def test_a_planned_script_trains_as_ranks_that_nobody_launched(
     assert run.told().count("verified") == 2
 
 
+@pytest.mark.parametrize("whom", [os.kill, os.killpg])
 @pytest.mark.parametrize("kind", ["mpi", "torchrun"])
 def test_a_planned_script_saves_and_ends_with_75_when_it_is_asked_to(
-    kind: str, cluster: Cluster, shop: Workshop, env_file: Path
+    kind: str, whom: Callable[[int, int], None], cluster: Cluster, shop: Workshop, env_file: Path
 ) -> None:
-    script = planned(kind, shop, env_file, cluster, out=f"{kind}-asked", overrides=("optim.epochs=300",))
+    """Also where all of its process group is, as by Ctrl-C."""
+    script = planned(kind, shop, env_file, cluster, out=f"{kind}-{whom.__name__}", overrides=("optim.epochs=300",))
     with launched(kind, script, cluster, shop) as run:
         run.trained(3)
-        run.process.send_signal(signal.SIGTERM)
+        whom(run.process.pid, signal.SIGINT if whom is os.killpg else signal.SIGTERM)
         assert set(run.codes()) == {75}, run.told()
         assert cluster.strays() == []
     assert shop.checkpoints(run.out.name)
