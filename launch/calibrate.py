@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20
+PAUSE_S = 0.05
 TASK, FOUND, FAILED, TOLD = "task.json", "measured.json", "failed.json", "told.log"
 
 
@@ -56,7 +58,8 @@ def calibrate(recipe: Recipe, settings: Mapping[str, Any], *, world: int, here: 
         tables = {**recipe.model_dump(mode="json"), "data": _with_places(recipe)}
         task = {"recipe": tables, "settings": dict(settings), "world": world, "steps": steps}
         (Path(folder) / TASK).write_text(json.dumps(task))
-        _run([sys.executable, "-m", "launch.estimates.measure", folder], [_environment(here, folder)], Path(folder))
+        command = [sys.executable, "-m", "launch.estimates.measure", folder]
+        run_children(command, [_environment(here, folder)], Path(folder))
         return read_work(Path(folder) / FOUND)
 
 
@@ -87,12 +90,12 @@ def measure_link() -> Link:
         ranks = [
             {**_environment(2, folder), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)
         ]
-        _run([sys.executable, "-m", "launch.estimates.links", folder], ranks, Path(folder))
+        run_children([sys.executable, "-m", "launch.estimates.links", folder], ranks, Path(folder))
         found = json.loads((Path(folder) / FOUND).read_text())
     return Link(latency=f"{found['latency']!r} s", bandwidth=f"{found['bandwidth']!r} B/s")
 
 
-def _run(command: list[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
+def run_children(command: list[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
     """Run children that end with this process, whatever ends it; raise what the first one says that fails."""
     with ExitStack() as stack:
         children = []
@@ -105,9 +108,18 @@ def _run(command: list[str], environments: Sequence[Mapping[str, str]], folder: 
             )
             stack.callback(_end, child)
             children.append(child)
-        code = next((code for code in (child.wait() for child in children) if code), 0)
+        code = _first_failure(children)
     if code:
         raise _failure(code, folder)
+
+
+def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until one fails, for which others may wait until gloo's time is over, or until all are done: 0."""
+    while True:
+        codes = [child.poll() for child in children]
+        if any(codes) or None not in codes:
+            return next((code for code in codes if code), 0)
+        time.sleep(PAUSE_S)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 GPUS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
 MATERIALS = "1e5,1e6,1e7,1e8,1e9"
+# beyond what there is of either
+MOST = 1e12
 
 
 def estimate(
@@ -66,8 +68,9 @@ def numbers(text: str, where: str) -> list[int]:
         found = [float(word) for word in text.split(",")]
     except ValueError:
         found = []
-    if not found or any(number < 1 or number != int(number) for number in found):
-        raise ConfigError(f"'{text}' are no whole numbers above 0", where=where, do=f"{where} 1,8,64")
+    # a NaN is in no range
+    if not found or not all(1 <= number <= MOST and number.is_integer() for number in found):
+        raise ConfigError(f"'{text}' are no whole numbers from 1 to {MOST:g}", where=where, do=f"{where} 1,8,64")
     return sorted({int(number) for number in found})
 
 
@@ -79,8 +82,8 @@ def _measured(
     from launch.estimates.work import read_work
     from launch.profiles import deepspeed_settings
     from pretrain.config import load_recipe
+    from pretrain.settings import read_settings
     from shards.errors import ConfigError
-    from shards.recipes import read_tables
 
     if source.suffix == ".json":
         if set_ or settings or anew:
@@ -89,7 +92,7 @@ def _measured(
             )
         return read_work(source)
     recipe = load_recipe(source, set_)
-    keys = read_tables(deepspeed_settings(settings)) if settings else {}
+    keys = read_settings(deepspeed_settings(settings)) if settings else {}
     store = store or Path(f"{recipe.name}.measured.json")
     if store.exists() and not anew:
         raise ConfigError(
@@ -97,6 +100,8 @@ def _measured(
             where=store,
             do=f"matloom launch estimate {store}, or --measure to measure it anew",
         )
+    if not store.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {store.parent}", where="--store", do="make it, or choose another file")
     typer.echo(f"measuring {steps} optimizer steps of {recipe.name}", err=True)
     work = calibrate(recipe, keys, world=1, steps=steps)
     store.write_text(work.model_dump_json(indent=1))
@@ -139,6 +144,7 @@ def _print(
     console.print(table("a step, equal rows a rank", shown))
     memory = [
         {"GPUs": row["gpus"], **{f"ZeRO {stage}": size / GIB for stage, size in enumerate(row["memory_by_stage"])}}
+        | ({f"of the host, ZeRO {there.stage}": row["host_bytes"] / GIB} if row["host_bytes"] else {})
         for row in rows
     ]
     console.print(table("memory of a rank, GiB", memory))

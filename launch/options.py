@@ -8,9 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
+
+def new_folder(path: Path | None) -> Path | None:
+    """Return the path of a folder that is there or can be made, or raise `ConfigError` where a file is in its way."""
+    from shards.errors import ConfigError
+
+    above = (path, *path.parents) if path else ()
+    taken = next((part for part in above if part.exists() and not part.is_dir()), None)
+    if taken:
+        raise ConfigError(f"{path} can be no folder", where="--out", why=f"{taken} is a file", do="choose another one")
+    return path
+
+
 Config = Annotated[Path, typer.Argument(help="Recipe, TOML.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).", callback=new_folder)]
 Hostfile = Annotated[Path | None, typer.Option(help="A host a line, 'NAME slots=RANKS'; none: this host.")]
 Include = Annotated[str, typer.Option(help="Only these, as in 'worker-0@worker-1:0,2'.")]
 Exclude = Annotated[str, typer.Option(help="All but these.")]

@@ -222,7 +222,11 @@ def print_plan(plan: Plan) -> None:
         console.print(table("pairs", pairs))
     parts = [{"part": name, "parameters": count} for name, count in plan.parameters.items()]
     console.print(table(f"parameters: {plan.trained:,} learn", parts))
-    memory = [{"memory of a rank": name, "GiB": size / GIB} for name, size in plan.as_table()["memory"].items()]
+    held = plan.as_table()["memory"]
+    host = held.pop("host")
+    if host:
+        held["of the host, beside that"] = host
+    memory = [{"memory of a rank": name, "GiB": size / GIB} for name, size in held.items()]
     console.print(table("memory, estimated", memory))
     console.print(f"a checkpoint takes about {plan.checkpoint / GIB:.3f} GiB", highlight=False)
     for note in plan.notes:

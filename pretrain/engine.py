@@ -33,7 +33,7 @@ from pretrain.model import MultimodalModel
 from pretrain.optimizer import accumulation, learning_rate, parameter_groups
 from pretrain.ports import free_port
 from pretrain.precision import LossScale
-from pretrain.settings import check_settings, offloads, refused, zero_stage
+from pretrain.settings import check_settings, offloads, refused, with_fitting_bucket, zero_stage
 from pretrain.spans import span
 from pretrain.universal import TAG, Origin, universal
 from shards.batch import Batch
@@ -127,7 +127,7 @@ class Engine:
             "gradient_clipping": optim.grad_clip,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
-            **settings,
+            **with_fitting_bucket(settings, sum(p.numel() for p in model.parameters() if p.requires_grad)),
         }
         on_cpu = offloads(settings) and torch.cuda.is_available()
         optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam if on_cpu else torch.optim.AdamW

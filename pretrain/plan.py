@@ -15,6 +15,7 @@ from pretrain.accumulate import contrast
 from pretrain.automatic import settings_for
 from pretrain.config import Recipe
 from pretrain.data import as_evaluated, batches_of
+from pretrain.memory import Buffers, Memory, buffers_of, states
 from pretrain.model import MultimodalModel
 from pretrain.prepare import prepare
 from pretrain.settings import zero_stage
@@ -24,30 +25,6 @@ from shards.reader import Dataset
 
 # rows of the real batch on which the activations are measured
 PROBE_ROWS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes on the fullest rank.
-
-    Attributes
-    ----------
-    weights, gradients, optimizer, average : int
-        Parameters in float32 and buffers; gradients; AdamW's two moments; the moving average of the weights.
-    activations : int
-        What the graph of one micro-batch keeps until its backward pass, inputs included.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Sum of all."""
-        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +47,8 @@ class Plan:
         Numbers of parameters by part, ``encoder/crystal`` and so on.
     trained : int
         Parameters that learn.
+    weights : int
+        Bytes of all parameters and buffers.
     memory : Memory
         Of the fullest rank.
     checkpoint : int
@@ -92,6 +71,7 @@ class Plan:
     pairs: dict[str, int]
     parameters: dict[str, int]
     trained: int
+    weights: int
     memory: Memory
     checkpoint: int
     notes: list[str] = field(default_factory=list)
@@ -137,8 +117,10 @@ def make_plan(
     keys, lines = settings_for(
         recipe, settings, world=world, warmup_steps=warmup_steps, total_steps=total_steps, device=device
     )
-    stage, trained = zero_stage(keys), _trained(model)
-    memory = estimate_memory(model, first, micro=micro, world=world, stage=stage, ema=recipe.optim.ema is not None)
+    stage, trained, weights = zero_stage(keys), _trained(model), _bytes(model.state_dict().values())
+    memory = estimate_memory(
+        model, first, micro=micro, world=world, stage=stage, ema=recipe.optim.ema is not None, buffers=buffers_of(keys)
+    )
     return Plan(
         world=world,
         batch_size=recipe.data.batch_size,
@@ -154,9 +136,9 @@ def make_plan(
         pairs={f"{a}-{b}": int((there[a] & there[b]).sum()) for a, b in combinations(there, 2)},
         parameters=count_parameters(model),
         trained=trained,
+        weights=weights,
         memory=memory,
-        checkpoint=_bytes(model.state_dict().values()) * (2 if recipe.optim.ema else 1)
-        + (12 if stage else 8) * trained,
+        checkpoint=weights * (2 if recipe.optim.ema else 1) + (12 if stage else 8) * trained,
         notes=[*notes, *lines],
     )
 
@@ -169,7 +151,9 @@ def count_parameters(model: MultimodalModel) -> dict[str, int]:
     return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
 
 
-def estimate_memory(model: MultimodalModel, batch: Batch, *, micro: int, world: int, stage: int, ema: bool) -> Memory:
+def estimate_memory(
+    model: MultimodalModel, batch: Batch, *, micro: int, world: int, stage: int, ema: bool, buffers: Buffers
+) -> Memory:
     """Return the bytes on a rank: states by counting, activations by looking at the graph of a few real rows.
 
     Parameters
@@ -180,42 +164,18 @@ def estimate_memory(model: MultimodalModel, batch: Batch, *, micro: int, world: 
         A rank's part of a batch.
     micro : int
         Rows that are encoded at once.
-    world, stage : int
-        Ranks, and the stage of ZeRO: the optimizer's states (1), gradients (2) and parameters (3) are divided.
-    ema : bool
-        Whether an average of the weights is kept.
+    world, stage, ema, buffers
+        As of `pretrain.memory.states`.
     """
-    trained = _trained(model)
     # with the mean number of rows that they will be: parts of a batch differ in what is present
     probe = max(1, min(PROBE_ROWS, micro))
     kept = saved_bytes(model, rows_of(batch, model.specs, 0, probe))
     inputs = sum(_bytes(v for v in values.values() if isinstance(v, Tensor)) for values in batch.inputs.values())
     weights = _bytes(model.state_dict().values())
     return Memory(
-        **states(weights, trained, world=world, stage=stage, ema=ema),
+        **states(weights, _trained(model), world=world, stage=stage, ema=ema, buffers=buffers),
         activations=kept * micro // probe + inputs,
     )
-
-
-def states(weights: float, trained: int, *, world: int, stage: int, ema: bool) -> dict[str, int]:
-    """Return the bytes that a rank holds between two steps, by kind; ZeRO divides them (Rajbhandari et al. 2020).
-
-    Parameters
-    ----------
-    weights : float
-        Bytes of all parameters and buffers.
-    trained : int
-        Parameters that learn.
-    world, stage, ema
-        As of `estimate_memory`.
-    """
-    divided = {name: world if stage >= level else 1 for name, level in (("optimizer", 1), ("gradients", 2))}
-    return {
-        "weights": int(weights) // (world if stage == 3 else 1),
-        "gradients": 4 * trained // divided["gradients"],
-        "optimizer": 8 * trained // divided["optimizer"] + (4 * trained // world if stage in (1, 2) else 0),
-        "average": int(weights) if ema else 0,
-    }
 
 
 def saved_bytes(model: MultimodalModel, batch: Batch) -> int:

@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.deepspeed_keys import CHOICES, NULLABLE, REPLACED, SETTABLE, SWITCHES
+from pretrain.deepspeed_keys import CHOICES, NULLABLE, REPLACED, SETTABLE, SWITCHES, ZERO
 from shards.errors import ConfigError, suggest
 from shards.recipes import read_tables
 
+# gradients that DeepSpeed exchanges at once
+BUCKET = "reduce_bucket_size"
 OWNED = {
     "activation_checkpointing",
     "amp",
@@ -54,9 +56,29 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
     return settings.get("zero_optimization", {}).get("stage", 0)
 
 
-def offloads(settings: Mapping[str, Any]) -> bool:
-    """Say whether the optimizer works on the CPU, away from the accelerator."""
-    return _device(settings, "offload_optimizer") == "cpu"
+def offloads(settings: Mapping[str, Any], name: str = "offload_optimizer") -> bool:
+    """Say whether the optimizer works on the CPU, away from the accelerator; or whether ``offload_param`` lie there."""
+    return _device(settings, name) == "cpu"
+
+
+def elements(settings: Mapping[str, Any], name: str, *, least: int = 0) -> int:
+    """Return a size of ``zero_optimization``, or DeepSpeed's default, or raise `ConfigError`."""
+    value = int(settings.get("zero_optimization", {}).get(name, ZERO[name]))
+    if value < least:
+        raise ConfigError(f"zero_optimization.{name} = {value} is too small", do=f"leave it out: {ZERO[name]}")
+    return value
+
+
+def with_fitting_bucket(settings: Mapping[str, Any], trained: int) -> dict[str, Any]:
+    """Return the settings with a bucket of gradients that is no larger than all gradients together.
+
+    DeepSpeed makes it as large as they say, 2 GB by its default, whatever there is to put in it. A bucket that takes
+    all gradients is exchanged once, however large it is: nothing else depends on that.
+    """
+    if not zero_stage(settings):
+        return dict(settings)
+    bucket = min(elements(settings, BUCKET, least=1), max(1, trained))
+    return {**settings, "zero_optimization": {**settings["zero_optimization"], BUCKET: bucket}}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

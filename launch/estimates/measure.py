@@ -29,8 +29,6 @@ WARM_UP = 2
 WIDER = 8
 # distance of the quartiles of a normal distribution, in standard deviations
 QUARTILES_OF_ONE_SIGMA = 1.349
-# DeepSpeed's own where the settings have none
-DEFAULT_BUCKET = 500_000_000
 
 
 def main(folder: Path) -> None:
@@ -84,7 +82,7 @@ def measure(
     started = time.perf_counter() - began
     seen, batch, busy = _steps(recipe, parts, device, world, steps)
     found = {
-        **_of_plan(recipe, plan, keys, world, on_cpu=device.type == "cpu"),
+        **_of_plan(recipe, plan, keys, on_cpu=device.type == "cpu"),
         **seen,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "steps": steps,
@@ -98,11 +96,12 @@ def measure(
     return {**found, "save": _save_seconds(parts, fitted, folder)}
 
 
-def _of_plan(recipe: Recipe, plan: Plan, keys: Mapping[str, Any], world: int, *, on_cpu: bool) -> dict[str, Any]:
+def _of_plan(recipe: Recipe, plan: Plan, keys: Mapping[str, Any], *, on_cpu: bool) -> dict[str, Any]:
     """Return what is known without a step."""
+    from pretrain.memory import buffers_of
     from pretrain.settings import zero_stage
 
-    stage, zero = zero_stage(keys), keys.get("zero_optimization", {})
+    stage, zero, buffers = zero_stage(keys), keys.get("zero_optimization", {}), buffers_of(keys)
     # the engine's default at stage 3 alone; gloo exchanges nothing while the CPU computes
     overlaps = zero.get("overlap_comm", stage == 3) and stage and not on_cpu
     epochs, every = recipe.optim.epochs, recipe.evaluation.every_epochs
@@ -113,11 +112,12 @@ def _of_plan(recipe: Recipe, plan: Plan, keys: Mapping[str, Any], world: int, *,
         "accumulate": recipe.optim.accumulate,
         "dim": recipe.projection.dim,
         "trained": plan.trained,
-        "weights": plan.memory.weights * (world if stage == 3 else 1),
+        "weights": plan.weights,
         "activations": plan.memory.activations,
         "average": recipe.optim.ema is not None,
         "stage": stage,
-        "bucket": int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)) if overlaps else 0,
+        "bucket": buffers.bucket if overlaps else 0,
+        "buffers": buffers.model_dump(),
         "samples": plan.samples,
         "total_steps": plan.total_steps,
         "epochs": epochs,

@@ -53,11 +53,14 @@ class RunTime:
 def this_host(work: Work, link: Link | None, *, ranks: int, hosts: int) -> Cluster:
     """Return the cluster that a run's hosts make: links as measured within one, as assumed between several.
 
+    Between hosts the ranks of one share its adapter, however many they are.
     Storage gives what it gave in the measured steps, and takes a checkpoint as it took one.
     """
     assumed = load_cluster(ASSUMED)
+    slow = assumed.per_node * assumed.between.bandwidth / ranks
+    # what ranks of one host do not reach those of two do not either
+    slow = min(link.bandwidth, slow) if link else slow
     link = link or assumed.within
-    slow = min(link.bandwidth, assumed.between.bandwidth)
     between = Link(latency=f"{assumed.between.latency!r} s", bandwidth=f"{slow!r} B/s")
     write = f"{max(1.0, work.checkpoint / max(work.save, 1e-3))!r} B/s"
     return Cluster(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from launch.estimates.cluster import Cluster
 from launch.estimates.collectives import gathering, ring_latency, seconds, sum_latency, summing
-from launch.estimates.traffic import exchanges
+from launch.estimates.traffic import exchanges, reducing
 from launch.estimates.work import FLOAT, Work, slowest
 
 
@@ -129,7 +129,8 @@ def _exchange_time(work: Work, cluster: Cluster, ranks: int) -> float:
     """Return the seconds of gradients and weights that no pass hides.
 
     With ``bucket``, gradients travel in buckets during the backward pass, all but the last of them (Li et al. 2020,
-    arXiv 2006.15704, section 4.2.3), and at stage 3 weights come ahead of the layers that need them.
+    arXiv 2006.15704, section 4.2.3), and at stage 3 weights come ahead of the layers that need them. What hides them is
+    the pass that they belong to, a micro-batch's, and not those that exchange nothing.
     """
     whole = seconds(summing(work.trained * FLOAT, ranks, cluster), cluster) / 2
     gradients, weights = (times * whole for times in exchanges(work))
@@ -139,17 +140,18 @@ def _exchange_time(work: Work, cluster: Cluster, ranks: int) -> float:
     backward = work.spent.backward
     if work.stage == 3:
         return max(last, gradients + weights - backward - work.spent.forward)
-    return max(last, gradients - backward) + weights
+    return max(last, gradients - reducing(work) * backward / work.pieces) + weights
 
 
 def _latency(work: Work, cluster: Cluster, ranks: int) -> float:
     if ranks == 1:
         return 0.0
     gradients, weights = exchanges(work)
-    buckets = -(-work.trained // work.bucket) if work.bucket else 1
+    # what hides does so with its messages, but for the last bucket
+    buckets = 1 if work.bucket else -(-work.trained // work.buffers.bucket)
     ring, total = ring_latency(ranks, cluster), sum_latency(ranks, cluster)
     # sizes, embeddings, their gradients; logs
     found = 3 * ring + total
     found += weights * ring
-    # sums are two halves; what hides does so with its messages, but for the last bucket
-    return found + (gradients * ring if work.stage == 3 else gradients / 2 * total) * (1 if work.bucket else buckets)
+    # sums are two halves
+    return found + buckets * (gradients * ring if work.stage == 3 else gradients / 2 * total)

@@ -8,7 +8,7 @@ from typing import Any
 from launch.estimates.cluster import Cluster
 from launch.estimates.step import cached, checkpoint_time, read_rate, step_time
 from launch.estimates.traffic import traffic
-from launch.estimates.work import Work, rank_memory
+from launch.estimates.work import Work, host_memory, rank_memory
 
 HOUR = 3600.0
 
@@ -41,6 +41,7 @@ def scaling_rows(work: Work, cluster: Cluster, gpus: Sequence[int], *, data: flo
                 "efficiency": alone / step.total,
                 "sent_bytes": traffic(work, ranks).total,
                 "memory_bytes": rank_memory(work, ranks),
+                "host_bytes": host_memory(work, ranks),
                 "memory_by_stage": [rank_memory(work, ranks, stage=stage) for stage in range(4)],
                 "read_bytes_per_s": rate * work.sample,
                 "readable_bytes_per_s": read_rate(cluster, nodes, data=data),

@@ -42,20 +42,24 @@ class Traffic:
         return sum(asdict(self).values())
 
 
+def reducing(work: Work) -> float:
+    """Return how many passes backward of a batch exchange gradients, the mean over those of an optimizer step.
+
+    Stages 2 and 3 do so with that of each micro-batch, stages 0 and 1 with the last one before the optimizer's step.
+    """
+    return float(work.pieces) if work.stage >= 2 else 1 / work.accumulate
+
+
 def exchanges(work: Work) -> tuple[float, float]:
-    """Return how often a batch reduces and how often it gathers P parameters.
+    """Return how often a batch reduces and how often it gathers P parameters; a sum is both.
 
     Micro-batches but the last are encoded without a graph first and once more with one (`pretrain.accumulate`), so that
-    k of them are 2 k - 1 passes forward and k backward. Stages 2 and 3 reduce with each pass backward, stages 0 and 1
-    with the optimizer's step; stage 3 gathers for each pass.
+    k of them are 2 k - 1 passes forward and k backward. Stage 3 gathers for each pass.
     """
-    pieces, steps = work.pieces, 1 / work.accumulate
-    return {
-        0: (2 * steps, 0.0),
-        1: (2 * steps, steps),
-        2: (2.0 * pieces, steps),
-        3: (1.0 * pieces, 3.0 * pieces - 1),
-    }[work.stage]
+    passes = reducing(work)
+    if work.stage == 3:
+        return passes, 3.0 * work.pieces - 1
+    return 2 * passes, 1 / work.accumulate if work.stage else 0.0
 
 
 def traffic(work: Work, ranks: int, *, logged: int = 8) -> Traffic:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 from pydantic import Field, NonNegativeFloat
 
+from pretrain.memory import FLOAT, Buffers, states
+from shards.errors import ConfigError
 from shards.schema import Strict
-
-FLOAT = 4
 
 
 class Spent(Strict):
@@ -69,6 +67,8 @@ class Work(Strict):
         Of ZeRO.
     bucket : int
         Gradients that are exchanged at once; 0: the exchange does not begin before the backward pass ends.
+    buffers : Buffers
+        What DeepSpeed's settings say of memory, and how many gradients it sums at once.
     spent : Spent
         Seconds of a step, medians.
     spread : float
@@ -102,6 +102,7 @@ class Work(Strict):
     average: bool = False
     stage: int = Field(0, ge=0, le=3)
     bucket: int = Field(0, ge=0)
+    buffers: Buffers = Buffers()
     spent: Spent
     spread: NonNegativeFloat = 0.0
     loss_per_column: NonNegativeFloat = 0.0
@@ -128,10 +129,22 @@ class Work(Strict):
         Where it was measured on that one already, it is as measured. Else what is computed takes the time of its
         operations, loss, optimizer, the rest and the spread are taken to be quicker by the same factor, and the data
         to be there in time.
+
+        Raises
+        ------
+        ConfigError
+            Where it was measured on another one and its operations, or the seconds that they took, are not known.
         """
         if name in self.device:
             return self
-        quicker = self.operations / operations / (self.spent.forward + self.spent.backward)
+        passes = self.spent.forward + self.spent.backward
+        if not self.operations or not passes:
+            raise ConfigError(
+                f"what '{self.name}' would take on {name} cannot be said from {self.device}",
+                why=f"{self.operations:g} operations and {passes:g} s of forward and backward pass are given",
+                do=f"name a cluster by --cluster whose accelerators are called so, or measure the recipe on {name}",
+            )
+        quicker = self.operations / operations / passes
         spent = {part: seconds * quicker for part, seconds in self.spent.model_dump().items()}
         return self.model_copy(
             update={
@@ -160,10 +173,17 @@ def read_work(path: Path) -> Work:
 
 
 def rank_memory(work: Work, ranks: int, *, stage: int | None = None) -> float:
-    """Return the bytes on a rank: states, activations, and the embeddings of the global batch with their gradients."""
-    from pretrain.plan import states
-
-    stage = work.stage if stage is None else stage
-    held: dict[str, Any] = states(work.weights, work.trained, world=ranks, stage=stage, ema=work.average)
+    """Return the bytes on a rank's accelerator: states, activations, the global batch's embeddings and gradients."""
+    held = _states(work, ranks, stage)
     everybody = 2 * ranks * work.rows * work.embeddings * (work.dim + 1) * FLOAT if ranks > 1 else 0
-    return math.fsum(held.values()) + work.activations + everybody
+    return sum(held.values()) - held["host"] + work.activations + everybody
+
+
+def host_memory(work: Work, ranks: int) -> float:
+    """Return the bytes of a rank's states that lie in the host's memory."""
+    return _states(work, ranks, None)["host"]
+
+
+def _states(work: Work, ranks: int, stage: int | None) -> dict[str, int]:
+    stage = work.stage if stage is None else stage
+    return states(work.weights, work.trained, world=ranks, stage=stage, ema=work.average, buffers=work.buffers)

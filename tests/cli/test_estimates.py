@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launch.estimates.step import step_time
+from pretrain.memory import Buffers
 from tests import commands
 from tests.distributed.runs import Workshop
 from tests.unit.launch.estimates.constants import WORK
@@ -86,13 +87,50 @@ def test_the_figures_are_those_of_the_model(shop: Workshop) -> None:
     ("options", "said"),
     [
         (["--gpus", "1,many"], "whole numbers"),
+        (["--gpus", "nan"], "whole numbers"),
+        (["--gpus", "1e400"], "whole numbers"),
+        (["--materials", "1e300"], "whole numbers"),
         (["--cluster", "dgx"], "no description"),
         (["--measure"], "stays as it is"),
+        (["--cluster", "dgx-h100", "--gpus", "1"], "cannot be said from cpu"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: list[str], said: str, shop: Workshop) -> None:
-    (shop.folder / "work.json").write_text(WORK.model_dump_json())
+    (shop.folder / "work.json").write_text(WORK.model_copy(update={"operations": 0.0}).model_dump_json())
     assert said in told(shop, "launch", "estimate", "work.json", *options, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}', "stands there twice"),
+        ("[1]", "no table"),
+        ("null", "no table"),
+    ],
+)
+def test_settings_that_are_none_are_refused_before_anything_is_measured(text: str, said: str, shop: Workshop) -> None:
+    (shop.folder / "ds.json").write_text(text)
+    assert said in told(shop, "launch", "estimate", shop.recipe, "--deepspeed-config", "ds.json", code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["launch", "estimate", "--store", "file/x"], "no folder file"),
+        (["launch", "run", "--out", "file/x", "--dry-run"], "file is a file"),
+        (["pretrain", "--out", "file/x/y"], "file is a file"),
+    ],
+)
+def test_a_file_in_the_way_of_a_folder_is_named(command: list[str], said: str, shop: Workshop) -> None:
+    (shop.folder / "file").touch()
+    assert said in told(shop, *command, shop.recipe, code=2)
+
+
+def test_what_lies_on_the_host_has_a_column(shop: Workshop) -> None:
+    there = WORK.model_copy(update={"stage": 3, "buffers": Buffers(host_optimizer=True, host_weights=True)})
+    (shop.folder / "work.json").write_text(there.model_dump_json())
+    options = ("--cluster", "hgx-a100", "--gpus", "1", "--materials", "1e5")
+    assert "of the host, ZeRO 3" in told(shop, "launch", "estimate", "work.json", *options)
 
 
 def test_the_table_of_the_docs_is_the_one_of_its_file() -> None:
@@ -108,4 +146,5 @@ def test_the_table_of_the_docs_is_the_one_of_its_file() -> None:
     for row in scaling_rows(work, place, [1, 8, 16, 64, 256, 1024, 4096]):
         sent, step = f"{row['sent_bytes'] / 1e6:.0f}", f"{1e3 * row['step_s']:.1f}"
         start = f"| {row['gpus']:,} | {sent} | {step} | {row['samples_per_s']:,.0f} |"
-        assert f"\n{start} {row['efficiency']:.0%} | {row['bound']} |" in page
+        memory = f"{row['memory_bytes'] / 2**30:.2f}"
+        assert f"\n{start} {row['efficiency']:.0%} | {row['bound']} | {memory} |" in page

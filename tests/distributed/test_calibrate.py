@@ -13,10 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.calibrate import calibrate
+from launch.calibrate import calibrate, run_children
 from launch.estimates.work import Work
 from pretrain.config import Recipe, load_recipe
-from shards.errors import DataError
+from pretrain.memory import buffers_of
+from shards.errors import DataError, MatloomError
 from tests.distributed.ranks import TIMEOUT_S, apart
 from tests.distributed.runs import Workshop
 
@@ -62,6 +63,7 @@ def test_the_steps_are_those_of_a_rank(name: str, shop: Workshop) -> None:
     assert 0 < spent.forward + spent.backward < spent.total
     assert (work.total_steps, work.evaluations, work.embeddings, work.dim) == (12, 2, 3, 8)
     assert min(work.save, work.start, work.evaluate, work.sample, work.weights) > 0
+    assert work.buffers == buffers_of(settings) and work.weights >= 4 * work.trained
 
 
 def test_a_child_leaves_nothing_behind(shop: Workshop) -> None:
@@ -77,6 +79,17 @@ def test_what_the_run_would_refuse_is_refused_alike(shop: Workshop) -> None:
     with pytest.raises(DataError) as refused:
         calibrate(recipe, {}, world=1, steps=1)
     assert "/nowhere" in str(refused.value)
+
+
+def test_a_child_that_fails_ends_those_that_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('no such adapter')\ntime.sleep(600)"
+    )
+    began = time.monotonic()
+    ranks = [{**os.environ, "RANK": str(rank)} for rank in range(2)]
+    with pytest.raises(MatloomError, match="exit code 1") as failed:
+        run_children([sys.executable, str(tmp_path / "child.py")], ranks, tmp_path)
+    assert "no such adapter" in str(failed.value) and time.monotonic() - began < TIMEOUT_S
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])

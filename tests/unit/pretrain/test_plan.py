@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pretrain.model import MultimodalModel
 from pretrain.parts import fit_encoders
 from pretrain.plan import Plan, make_plan, saved_bytes
 from shards.batch import collate
+from shards.errors import ConfigError
 from shards.reader import Dataset
 from tests.pictures import CROP, build_pictures
 
@@ -28,12 +30,14 @@ def recipe_of(toy: Dataset, **optim: object) -> dict[str, object]:
     }
 
 
-def plan(toy: Dataset, *, world: int = 1, stage: int = 0, **optim: object) -> tuple[Plan, MultimodalModel]:
+def plan(
+    toy: Dataset, *, world: int = 1, zero_optimization: Mapping[str, object] | None = None, **optim: object
+) -> tuple[Plan, MultimodalModel]:
     recipe = parse_recipe(recipe_of(toy, **optim), where="here")
     dataset = toy.select(["a", "b"])
     fitted = fit_encoders(recipe, dataset.modalities, lambda name: [s.arrays[name] for s in toy if name in s.arrays])
     model = MultimodalModel(recipe, dataset.modalities, fitted)
-    settings = {"zero_optimization": {"stage": stage}}
+    settings = {"zero_optimization": zero_optimization or {}}
     return make_plan(recipe, dataset, model, world=world, settings=settings), model
 
 
@@ -57,12 +61,50 @@ def test_parameters_are_counted_by_part(toy: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "optimizer", "gradients"), [(0, 8.0, 4.0), (1, 8 / 4 + 1, 4.0), (2, 8 / 4 + 1, 1.0), (3, 8 / 4, 1.0)]
+    ("stage", "optimizer", "gradients"), [(0, 8.0, 4.0), (1, 12 / 4, 4.0), (2, 12 / 4, 1.0), (3, 12 / 4, 1.0)]
 )
 def test_zero_divides_the_states(toy: Dataset, stage: int, optimizer: float, gradients: float) -> None:
-    found, _ = plan(toy, world=4, stage=stage)
+    found, _ = plan(toy, world=4, zero_optimization={"stage": stage})
     assert found.memory.optimizer == pytest.approx(optimizer * found.trained, abs=8)
     assert found.memory.gradients == pytest.approx(gradients * found.trained, abs=8)
+
+
+@pytest.mark.parametrize(
+    ("zero", "exchange"),
+    [
+        ({"stage": 0}, 4.0),
+        ({"stage": 1}, 4.0),
+        ({"stage": 1, "overlap_comm": True}, 8.0),
+        ({"stage": 1, "overlap_comm": True, "contiguous_gradients": False}, 4.0),
+        ({"stage": 2, "overlap_comm": True}, 12.0),
+        ({"stage": 3}, 12.0),
+    ],
+)
+def test_buckets_are_no_larger_than_the_model(toy: Dataset, zero: dict[str, object], exchange: float) -> None:
+    """DeepSpeed's default is 500 million elements; with small ones they are what is set."""
+    found, _ = plan(toy, world=4, zero_optimization=zero)
+    assert found.memory.exchange == pytest.approx(exchange * found.trained, rel=0.01)
+    if zero["stage"] in (1, 2):
+        small, _ = plan(toy, world=4, zero_optimization={**zero, "reduce_bucket_size": 1000})
+        assert small.memory.exchange == pytest.approx(exchange * 1000)
+
+
+def test_what_lies_on_the_host_is_not_on_the_accelerator(toy: Dataset) -> None:
+    there = {"device": "cpu"}
+    usual, _ = plan(toy, world=4, zero_optimization={"stage": 3})
+    found, _ = plan(toy, world=4, zero_optimization={"stage": 3, "offload_optimizer": there, "offload_param": there})
+    assert (found.memory.weights, found.memory.gradients, found.memory.optimizer) == (0, 0, 0)
+    assert found.memory.total == found.memory.exchange + found.memory.activations < usual.memory.total
+    # weights, gradients twice, moments and the copy that is trained
+    assert found.memory.host == pytest.approx(24 * found.trained / 4, rel=0.01) and usual.memory.host == 0
+    half, _ = plan(toy, world=4, zero_optimization={"stage": 3, "offload_optimizer": there})
+    assert half.memory.host == pytest.approx(20 * found.trained / 4, rel=0.01)
+    assert half.memory.weights == usual.memory.weights
+
+
+def test_a_bucket_that_cannot_be_is_refused(toy: Dataset) -> None:
+    with pytest.raises(ConfigError, match="reduce_bucket_size"):
+        plan(toy, zero_optimization={"stage": 1, "reduce_bucket_size": 0})
 
 
 def test_frozen_parameters_have_no_states(toy: Dataset) -> None:

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from launch.estimates.cluster import Link, Storage
 from launch.estimates.collectives import ring_latency, sum_latency
+from launch.estimates.run import this_host
 from launch.estimates.step import cached, checkpoint_time, efficiency, step_time
 from launch.estimates.table import scaling_rows, training_rows
-from launch.estimates.work import Work, rank_memory, slowest
+from launch.estimates.work import Spent, Work, host_memory, rank_memory, slowest
+from pretrain.memory import Buffers
+from shards.errors import ConfigError
 from tests.unit.launch.estimates.constants import SPENT, WORK, cluster
 
 COUNTS = [1, 2, 4, 8, 16, 64, 512, 4096]
@@ -94,6 +97,27 @@ def test_what_hides_behind_the_backward_pass() -> None:
     assert one == pytest.approx(shown), "a single bucket is the last one"
 
 
+def test_only_the_pass_that_exchanges_hides_anything() -> None:
+    """Of four batches an optimizer step the sum hides behind the last one's pass alone."""
+    work = changed(trained=3 * 10**9, stage=0, accumulate=4, bucket=10**7)
+    whole = step_time(work.model_copy(update={"bucket": 0}), cluster(), 32).exchange * 4
+    assert step_time(work, cluster(), 32).exchange == pytest.approx((whole - SPENT.backward) / 4)
+    # of micro-batches too the last one alone, and with stage 2 each hides its own sum
+    pieces = work.model_copy(update={"pieces": 2})
+    assert step_time(pieces, cluster(), 32).exchange == pytest.approx((whole - SPENT.backward / 2) / 4)
+    each = work.model_copy(update={"pieces": 2, "stage": 2, "accumulate": 1})
+    weights = whole / 2
+    assert step_time(each, cluster(), 32).exchange == pytest.approx(2 * whole - SPENT.backward + weights)
+
+
+def test_each_bucket_that_nothing_hides_has_its_own_messages() -> None:
+    few, many = (
+        step_time(changed(trained=10**6, stage=1, buffers=Buffers(bucket=size)), cluster(), 16).latency
+        for size in (10**6, 10**5)
+    )
+    assert many - few == pytest.approx(9 * sum_latency(16, cluster()))
+
+
 def test_latency_is_that_of_a_tree_for_sums_and_of_a_ring_for_gathers() -> None:
     place = cluster()
     assert ring_latency(8, place) == pytest.approx(7e-6)
@@ -140,12 +164,31 @@ def test_more_nodes_write_a_checkpoint_faster_up_to_the_storage_and_what_one_ran
 
 
 def test_zero_divides_the_memory() -> None:
-    work = changed(trained=10**6, weights=4 * 10**6, activations=0)
-    assert [rank_memory(work, 1, stage=stage) for stage in (0, 3)] == [16e6, 16e6]
+    small = Buffers(bucket=10**4, live=10**4, prefetch=10**4)
+    work = changed(trained=10**6, weights=4 * 10**6, activations=0, buffers=small)
+    # AdamW trains the weights at stage 0 and a copy of them from stage 1 on; what is exchanged comes on top
+    assert [rank_memory(work, 1, stage=stage) for stage in range(4)] == [20e6, 20.04e6, 20.08e6, 20.12e6]
     at = [rank_memory(work, 64, stage=stage) for stage in range(4)]
     assert at == sorted(at, reverse=True)
     everybody = 2 * 64 * work.rows * work.embeddings * (work.dim + 1) * 4
-    assert at[0] == 16e6 + everybody and at[3] == pytest.approx(16e6 / 64 + everybody, abs=100)
+    assert at[0] == 20e6 + everybody and at[3] == pytest.approx(20e6 / 64 + 120e3 + everybody, abs=100)
+
+
+def test_buckets_are_part_of_the_memory_and_no_larger_than_the_model() -> None:
+    work = changed(trained=10**6, weights=4 * 10**6, activations=0)
+    usual = rank_memory(work, 1, stage=1)
+    assert usual == 20e6 + 4e6
+    assert rank_memory(changed(**{**vars(work), "buffers": Buffers(double=True)}), 1, stage=1) == usual + 4e6
+
+
+def test_what_lies_on_the_host_is_not_on_the_accelerator() -> None:
+    work = changed(trained=10**6, weights=4 * 10**6, activations=0, stage=3)
+    there = work.model_copy(update={"buffers": Buffers(host_optimizer=True, host_weights=True)})
+    assert rank_memory(work, 64) - rank_memory(there, 64) == pytest.approx(20e6 / 64, abs=100)
+    assert host_memory(work, 64) == 0 and host_memory(there, 64) == pytest.approx(24e6 / 64, abs=100)
+    # at stage 0 nothing can lie there
+    assert rank_memory(there, 64, stage=0) == rank_memory(work, 64, stage=0)
+    assert scaling_rows(there, cluster(), [64])[0]["host_bytes"] == host_memory(there, 64)
 
 
 def test_the_tables_agree_with_the_step() -> None:
@@ -177,3 +220,21 @@ def test_another_accelerator_takes_the_time_of_the_operations() -> None:
     assert there.loss_per_column == pytest.approx(WORK.loss_per_column / 80)
     measured = changed(device="NVIDIA A100-SXM4-80GB")
     assert measured.on("A100", 1e12) is measured
+
+
+@pytest.mark.parametrize(
+    "unknown", [{"operations": 0.0}, {"spent": Spent(data=0, forward=0, backward=0, loss=1, optimizer=1, rest=1)}]
+)
+def test_another_accelerator_needs_operations_and_their_seconds(unknown: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="A100 cannot be said from cpu") as refused:
+        changed(**unknown).on("A100", 1e12)
+    assert "operations" in str(refused.value)
+    assert changed(device="A100", **unknown).on("A100", 1e12).device == "A100"
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 8])
+def test_ranks_of_a_host_share_its_adapter(ranks: int) -> None:
+    """100 Gb/s of Ethernet, nine tenths of it over TCP."""
+    fast = Link(latency="1 us", bandwidth="200 GB/s")
+    place = this_host(WORK, fast if ranks > 1 else None, ranks=ranks, hosts=2)
+    assert place.per_node * place.between.bandwidth == pytest.approx(0.9 * 100e9 / 8)
