@@ -50,8 +50,10 @@ def test_a_dry_run_shows_all_that_a_run_would_be(shop: Workshop) -> None:
 
 
 def test_a_dry_run_without_steps_names_no_time(shop: Workshop) -> None:
-    text = told(shop, "launch", "run", shop.recipe, "--dry-run", "--calibrate", 0)
+    options = ("--dry-run", "--calibrate", 0, "--deepspeed-config", "zero3-offload")
+    text = told(shop, "launch", "run", shop.recipe, *options)
     assert "each rank: " in text and "checkpoints: at most 3" in text and "time: about" not in text
+    assert "of the host, beside that" in text, "where the states lie"
 
 
 def test_an_unknown_profile_is_refused(shop: Workshop) -> None:
