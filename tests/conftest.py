@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+# in the background of a script INT is ignored, and so would all that tests start ignore it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # several test processes share few cores; before torch and numba are imported. Numba, which comes with UMAP, would set
 # OpenMP's number anew, and small tensors on two threads take ten times the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -37,10 +37,8 @@ TABLE: dict[tuple[str, ...], str] = {}
 
 @pytest.fixture(scope="module")
 def shop(shop: Workshop) -> Iterator[Workshop]:
-    # tests in the background, or under nohup, ignore some, and so would all that they start
+    # under nohup tests ignore some, and so would all that they start
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield shop
     for number, handler in before.items():
         signal.signal(number, handler)
