@@ -57,9 +57,11 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path, mo
     monkeypatch.setattr(sole, "WAIT_S", 0.3)
     with another(tmp_path) as process:
         for _ in range(2):
-            with pytest.raises(CheckpointError, match=f"process {process.pid} on ") as raised:
-                with sole_writer(tmp_path, Signals(), print):
-                    raise AssertionError("two of them write")
+            with (
+                pytest.raises(CheckpointError, match=f"process {process.pid} on ") as raised,
+                sole_writer(tmp_path, Signals(), print),
+            ):
+                raise AssertionError("two of them write")
             assert "--resume" in str(raised.value)
         assert process.poll() is None
     with sole_writer(tmp_path, Signals(), print):
@@ -79,9 +81,12 @@ def test_a_second_writer_goes_on_once_the_first_has_ended(tmp_path: Path, killed
 def test_a_request_to_end_is_obeyed_while_waiting(tmp_path: Path) -> None:
     signals = Signals()
     lines, report = waiting(lambda: signals.request("TERM to rank 0"))
-    with another(tmp_path), pytest.raises(Preempted, match="TERM to rank 0"):
-        with sole_writer(tmp_path, signals, report):
-            raise AssertionError("two of them write")
+    with (
+        another(tmp_path),
+        pytest.raises(Preempted, match="TERM to rank 0"),
+        sole_writer(tmp_path, signals, report),
+    ):
+        raise AssertionError("two of them write")
     assert len(lines) == 1
 
 
@@ -111,7 +116,7 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=str(tmp_path / "file" / "run")) as raised:
-        with sole_writer(tmp_path / "file" / "run", Signals(), print):
-            pass
+    folder = tmp_path / "file" / "run"
+    with pytest.raises(CheckpointError, match=str(folder)) as raised, sole_writer(folder, Signals(), print):
+        pass
     assert "--out" in str(raised.value)
