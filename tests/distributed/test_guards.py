@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from shards.sealed import verify
+from tests.distributed.ranks import variables
 from tests.distributed.runs import Workshop
 
 WORLD, SAVE, STEPS = 2, 5, 12
@@ -23,9 +24,7 @@ POISONED = 1
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
     shop = Workshop.make(tmp_path_factory.mktemp("guards"), toy_folder, epochs=4, evaluate=2, save=SAVE)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shop.environment().items():
-            patch.setenv(name, value)
+    with variables(shop.environment()):
         yield shop
 
 

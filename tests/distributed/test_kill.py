@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from tests.distributed.ranks import variables
 from tests.distributed.runs import Ranks, Workshop
 
 SAVE = 4
@@ -22,9 +23,7 @@ CALLS = "calls"
 @pytest.fixture
 def shop(tmp_path: Path, toy_folder: Path) -> Iterator[Workshop]:
     shop = Workshop.make(tmp_path, toy_folder, epochs=4, evaluate=2, save=SAVE)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shop.environment().items():
-            patch.setenv(name, value)
+    with variables(shop.environment()):
         yield shop
 
 

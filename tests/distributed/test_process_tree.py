@@ -22,16 +22,14 @@ import pytest
 from pretrain.ports import free_port
 from pretrain.signals import REQUEST
 from tests.distributed.held import EXPECTED, SAVE, WORLD, environment, finished, held_shop
-from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.ranks import TIMEOUT_S, variables
 from tests.distributed.runs import SCRIPT, Hold, Workshop
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
     shop = held_shop(tmp_path_factory.mktemp("tree"), toy_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(shop, "-").items():
-            patch.setenv(name, value)
+    with variables(environment(shop, "-")):
         yield shop
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pretrain.ports import free_port
-from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.ranks import TIMEOUT_S, variables
 from tests.distributed.runs import PER_EPOCH, SCRIPT, Workshop
 
 EPOCHS = 30
@@ -25,9 +25,7 @@ STEPS = EPOCHS * PER_EPOCH
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
     shop = Workshop.make(tmp_path_factory.mktemp("runs"), toy_folder, epochs=EPOCHS, evaluate=10, save=20)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shop.environment().items():
-            patch.setenv(name, value)
+    with variables(shop.environment()):
         yield shop
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pretrain.signals import HANG_REPORT, REQUEST
 from pretrain.watchdog import FOLDER as WATCHED
-from tests.distributed.ranks import TIMEOUT_S
+from tests.distributed.ranks import TIMEOUT_S, variables
 from tests.distributed.runs import Hold, Ranks, Workshop
 
 WORLD, SAVE, EVALUATE, EPOCHS = 2, 5, 2, 4
@@ -26,9 +26,7 @@ PHASES = ["warm-up", "step", "save", "eval", "data"]
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
     folder = tmp_path_factory.mktemp("signals")
     shop = Workshop.make(folder, toy_folder, epochs=EPOCHS, evaluate=EVALUATE, save=SAVE)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shop.environment().items():
-            patch.setenv(name, value)
+    with variables(shop.environment()):
         yield shop
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.held import WORLD, environment, finished, held_shop
+from tests.distributed.ranks import variables
 from tests.distributed.runs import Workshop
 from tests.launch.namespaces import Cluster, hosts
 
@@ -49,9 +50,7 @@ def apart(cluster: Cluster) -> None:
 def shop(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Iterator[Workshop]:
     """Runs that can be held, also in ranks that this process forks; modules may have others."""
     shop = held_shop(tmp_path_factory.mktemp("runs"), toy_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(shop, "-").items():
-            patch.setenv(name, value)
+    with variables(environment(shop, "-")):
         yield shop
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from pretrain.config import parse_recipe
 from shards.reader import Dataset
-from tests.distributed.ranks import spawn
+from tests.distributed.ranks import spawn, variables
 from tests.distributed.runs import Workshop, mains
 from tests.launch.launched import EXAMPLES, Launched
 from tests.launch.namespaces import Cluster
@@ -173,9 +173,7 @@ def tuning(shop: Workshop, toy_folder: Path) -> Path:
 def table(shop: Workshop, tuning: Path) -> list[dict[str, Any]]:
     """What two ranks of one host find that no launcher has started."""
     job = ["--config", str(tuning), "--out", str(shop.folder / "tuned")]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shop.environment().items():
-            patch.setenv(name, value)
+    with variables(shop.environment()):
         (((code, told),), _) = spawn(mains, 2, str(shop.folder), [job], None, "finetune")
     assert code == 0, told
     return rows_of(shop.folder / "tuned")
