@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.options import Config, Out, Set
+from launch.run_cli import DeepspeedConfig
 
 Name = Annotated[str | None, typer.Option(help="As the scheduler calls it.")]
 
@@ -33,9 +34,7 @@ def plan(
     claim: Annotated[str | None, typer.Option(help="Volume claim with the project (Kubernetes).")] = None,
     set_: Set = [],  # noqa: B006  typer copies it
     out: Out = None,
-    deepspeed_config: Annotated[
-        str | None, typer.Option("--deepspeed-config", "--deepspeed_config", help="DeepSpeed JSON, or a profile.")
-    ] = None,
+    deepspeed_config: DeepspeedConfig = None,
     env: Annotated[list[str], typer.Option(metavar="NAME", help="A variable that the ranks get too.")] = [],  # noqa: B006
     env_file: Annotated[
         Path | None, typer.Option(help="NAME=VALUE lines, mode 600, on shared storage; each rank reads it.")
